@@ -1,0 +1,58 @@
+"""The base of the guides that read their posterior off an encoder."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppvae.protocols import DATA_PLATE, Encoder
+
+__all__ = ["Amortized"]
+
+
+class Amortized(nn.Module):
+    """An encoder, a linear head, and a map from its outputs to a distribution.
+
+        q(z|x) = posterior(h),  h = V a(encoder(x)) + v
+
+    Abstract: a guide is a leaf that says what the map is.
+
+    Args:
+        encoder: Maps the batch x, `(N, ...)`, to features `(N, encoder.out_features)`.
+        posterior: Maps h, `(N, head_features)`, to q(z|x) of batch shape (N,); a module if it has
+            parameters.
+        head_features: The size of h.
+        activation: a, applied to the features; `nn.Identity()` where the encoder has one already.
+
+    Sites:
+        z: (N, D) the latent.
+
+    Raises:
+        TypeError: If `encoder` is no encoder, for want of `out_features`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        posterior: Callable[[Tensor], dist.TorchDistribution],
+        head_features: int,
+        *,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise TypeError(
+                f"the encoder {type(encoder).__name__} has no out_features, from which a guide sizes "
+                "its head: set encoder.out_features to the last axis of its output"
+            )
+        self.encoder = encoder
+        self.activation = nn.ReLU() if activation is None else activation
+        self.head = nn.Linear(encoder.out_features, head_features)
+        self.posterior = posterior
+
+    def forward(self, batch: Tensor) -> None:
+        """Sample z ~ q(z|x) at the batch `(N, ...)`."""
+        h = self.head(self.activation(self.encoder(batch)))
+        with pyro.plate(DATA_PLATE, len(batch), dim=-1):
+            pyro.sample("z", self.posterior(h))

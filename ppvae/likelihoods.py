@@ -1,0 +1,129 @@
+"""Likelihood heads: from a decoder's output to a distribution over the data, every constant included.
+
+A head is any callable `h -> Distribution` whose batch shape is h's shape, or that declares its own
+events; the model calls `.to_event` for the rest. Heads with parameters are modules.
+"""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+__all__ = ["Laplace", "Likelihood", "Normal", "bernoulli", "likelihood_head", "poisson"]
+
+Likelihood = Callable[[Tensor], dist.TorchDistribution]
+
+
+def bernoulli(h: Tensor) -> dist.Bernoulli:
+    """Return p(x|h) = sigmoid(h)^x (1 - sigmoid(h))^(1 - x), for x in {0, 1}.
+
+    Example:
+        >>> bernoulli(torch.zeros(2)).mean
+        tensor([0.5000, 0.5000])
+    """
+    return dist.Bernoulli(logits=h)
+
+
+def poisson(h: Tensor) -> dist.Poisson:
+    """Return p(x|h) = r^x e^-r / x!, r = softplus(h) + 1e-6, for counts x = 0, 1, 2, ...
+
+    Example:
+        >>> poisson(torch.tensor([-200.0])).rate > 0
+        tensor([True])
+    """
+    return dist.Poisson(softplus(h) + 1e-6)  # softplus underflows to a rate of 0, which has no log
+
+
+class _Scaled(nn.Module):
+    """A positive scale for a location family: a buffer, or a parameter when learned."""
+
+    def __init__(self, scale: float = 1.0, *, learned: bool = False) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, but is {scale}")
+        log_scale = torch.tensor(float(scale)).log()
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, a 0-d tensor in the unit of the data."""
+        return self.log_scale.exp()
+
+
+class Normal(_Scaled):
+    """p(x|h) = N(x; h, scale^2), one scale for all of x, with its log 2 pi.
+
+        ln p(x|h) = -(x - h)^2 / (2 scale^2) - ln scale - ln(2 pi) / 2
+
+    Args:
+        scale: The standard deviation, or where learning starts, in the unit of the data.
+        learned: Whether the scale is a parameter.
+
+    Raises:
+        ValueError: If `scale` is not positive.
+
+    Example:
+        >>> Normal(0.5)(torch.zeros(2)).log_prob(torch.zeros(2))
+        tensor([-0.2258, -0.2258])
+    """
+
+    def forward(self, h: Tensor) -> dist.Normal:
+        """Return the distribution of x."""
+        return dist.Normal(h, self.scale)
+
+
+class Laplace(_Scaled):
+    """p(x|h) = exp(-|x - h| / scale) / (2 scale), one scale for all of x.
+
+    Args:
+        scale: The scale b (the standard deviation is sqrt(2) b), in the unit of the data.
+        learned: Whether the scale is a parameter.
+
+    Raises:
+        ValueError: If `scale` is not positive.
+
+    Example:
+        >>> Laplace(0.5)(torch.zeros(2)).log_prob(torch.zeros(2))
+        tensor([0., 0.])
+    """
+
+    def forward(self, h: Tensor) -> dist.Laplace:
+        """Return the distribution of x."""
+        return dist.Laplace(h, self.scale)
+
+
+def likelihood_head(likelihood: str | Likelihood) -> Likelihood:
+    """Return the head named by a string, or the callable itself.
+
+    `"normal"` and `"laplace"` learn their scale, from 1; pass `Normal(0.1)` for a fixed one.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it is neither a name nor callable.
+
+    Example:
+        >>> likelihood_head("bernoulli") is bernoulli
+        True
+    """
+    if not isinstance(likelihood, str):
+        if not callable(likelihood):
+            raise TypeError(f"likelihood must be a name or a callable, but is {likelihood!r}")
+        return likelihood
+    match likelihood:
+        case "bernoulli":
+            return bernoulli
+        case "normal":
+            return Normal(learned=True)
+        case "laplace":
+            return Laplace(learned=True)
+        case "poisson":
+            return poisson
+    raise ValueError(
+        f"unknown likelihood {likelihood!r}: choose 'bernoulli', 'normal', 'laplace' or 'poisson', "
+        "or pass a callable from the decoder's output to a distribution"
+    )

@@ -1,0 +1,101 @@
+"""Priors as modules, so that fixed and learned ones move, save and load with their model."""
+
+import copy
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FixedPrior", "Prior", "StandardNormal", "prior_head"]
+
+Prior = Callable[[], dist.TorchDistribution]
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(z; 0, I_D).
+
+    Args:
+        latent_dim: The size D of the latent.
+
+    Example:
+        >>> StandardNormal(3)().event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.Independent:
+        """Return p(z)."""
+        return dist.Normal(self.loc, self.scale, validate_args=False).to_event(1)
+
+
+class FixedPrior(nn.Module):
+    """Any distribution, held constant; its tensors move with `.to`.
+
+    The distribution is copied, so that moving the model leaves the caller's one in place. It is not
+    part of the `state_dict`: it is rebuilt by the code that made the model.
+
+    Args:
+        distribution: p(z), of event shape (D,).
+
+    Example:
+        >>> FixedPrior(dist.Laplace(torch.zeros(2), 1.0).to_event(1))().event_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, distribution: dist.TorchDistribution) -> None:
+        super().__init__()
+        self.distribution = copy.deepcopy(distribution)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return p(z)."""
+        return self.distribution
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        _move(self.distribution, fn)
+        return super()._apply(fn, recurse)
+
+
+def _move(node: object, fn: Callable[[Tensor], Tensor]) -> object:
+    """Return `node` with `fn` applied to its tensors, in place for distributions and transforms."""
+    if isinstance(node, Tensor):
+        return fn(node)
+    if isinstance(node, (list, tuple)):
+        return type(node)(_move(child, fn) for child in node)
+    if isinstance(node, (torch.distributions.Distribution, torch.distributions.Transform)):
+        for name, child in vars(node).items():
+            if not isinstance(child, torch.Size):
+                vars(node)[name] = _move(child, fn)
+    return node
+
+
+def prior_head(prior: dist.TorchDistribution | Prior | None, latent_dim: int) -> Prior:
+    """Return a callable that makes p(z): N(0, I) for None, a constant for a distribution.
+
+    Raises:
+        ValueError: If the prior is no distribution over vectors of size `latent_dim`.
+        TypeError: If it is neither a distribution, nor a callable that returns one, nor None.
+
+    Example:
+        >>> prior_head(None, 2)().sample().shape
+        torch.Size([2])
+    """
+    if prior is None:
+        return StandardNormal(latent_dim)
+    if isinstance(prior, torch.distributions.Distribution):
+        prior = FixedPrior(prior)
+    if not callable(prior):
+        raise TypeError(f"prior must be a distribution or a callable, but is {prior!r}")
+    with torch.no_grad():
+        p_z = prior()
+    if p_z.event_shape != (latent_dim,) or p_z.batch_shape != ():
+        raise ValueError(
+            f"the prior has batch shape {tuple(p_z.batch_shape)} and event shape "
+            f"{tuple(p_z.event_shape)}, but latent_dim={latent_dim} needs () and ({latent_dim},): "
+            "expand it, and declare its last axis with .to_event(1)"
+        )
+    return prior

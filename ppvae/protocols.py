@@ -1,0 +1,112 @@
+"""The contract between models, guides and objectives, written once.
+
+    Batch = Tensor | Mapping[str, Tensor]      (N, ...) each; a missing row of a modality is all NaN
+    model(batch) -> None                       one `pyro.sample` site per variable of the generative story
+    guide(batch) -> None                       the same latent sites, the same batch
+
+The shape contract, relied on by every objective and diagnostic:
+
+1. All sites live in `pyro.plate("data", N, dim=-1)`. Whatever else a site has is declared by
+   `.to_event(...)`, so its log probability is `(N,)`, or `(K, N)` under K particles.
+2. Particles are a plate at `dim=-2` which the objective opens. Networks therefore see `(K, N, ...)`
+   and must accept any number of leading dimensions.
+3. Latent sites have the same names, event shapes and supports in model and guide. A site that only
+   the guide needs is marked `infer={"is_auxiliary": True}`.
+4. A guide site without a usable density is a `Delta`, or says why in `infer={"weightless": "..."}`;
+   importance weights then do not exist and `log_weights` refuses.
+5. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["DATA_PLATE", "Batch", "Encoder", "Guide", "Model", "batch_size", "leaves", "map_batch"]
+
+DATA_PLATE = "data"  # the name of the plate over the batch, at dim -1
+
+Batch = Tensor | Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A generative story: samples the latent sites, then observes the batch."""
+
+    def __call__(self, batch: Batch, /) -> None:
+        """Sample `p(x, z)`, with `x` observed at the batch."""
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """A variational posterior: samples the model's latent sites given the batch."""
+
+    def __call__(self, batch: Batch, /) -> None:
+        """Sample `q(z | x)` at the batch x."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Any module from a batch `(N, ...)` to features `(N, out_features)`."""
+
+    out_features: int
+
+    def __call__(self, batch: Tensor, /) -> Tensor:
+        """Return the features of the batch."""
+
+
+def leaves(batch: Batch) -> dict[str, Tensor]:
+    """Return the tensors of a batch by name; a bare tensor is named `x`.
+
+    Raises:
+        TypeError: If the batch is neither a tensor nor a mapping of tensors.
+
+    Example:
+        >>> list(leaves({"image": torch.zeros(3, 2)}))
+        ['image']
+    """
+    named = batch if isinstance(batch, Mapping) else {"x": batch}
+    for name, leaf in named.items():
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"a batch is a tensor or a mapping of tensors, but {name!r} is a "
+                f"{type(leaf).__name__}: convert it with torch.as_tensor, and take "
+                "the tensor out of a tuple such as a DataLoader's (image, label)"
+            )
+    return dict(named)
+
+
+def batch_size(batch: Batch) -> int:
+    """Return N, the number of data in a batch.
+
+    Raises:
+        TypeError: If the batch is neither a tensor nor a mapping of tensors.
+        ValueError: If it is empty, has no data axis, or its tensors disagree about N.
+
+    Example:
+        >>> batch_size(torch.zeros(3, 784))
+        3
+    """
+    named = leaves(batch)
+    scalars = [name for name, leaf in named.items() if leaf.ndim == 0]
+    if not named or scalars:
+        raise ValueError(f"a batch needs a data axis (N, ...), but {scalars or 'it'} has none")
+    sizes = {name: len(leaf) for name, leaf in named.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the tensors of a batch differ in their number of data: {sizes}")
+    size = next(iter(sizes.values()))
+    if size == 0:
+        raise ValueError("the batch is empty: N = 0 data; give at least one")
+    return size
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Return the batch with `function` applied to each of its tensors.
+
+    Example:
+        >>> map_batch(lambda leaf: leaf[:2], torch.zeros(3, 4)).shape
+        torch.Size([2, 4])
+    """
+    if isinstance(batch, Mapping):
+        return {name: function(leaf) for name, leaf in batch.items()}
+    return function(batch)
