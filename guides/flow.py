@@ -1,12 +1,13 @@
 """A normalizing flow per datum, by zuko."""
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ppvae.guides.amortized import Amortized
 from ppvae.protocols import Encoder
@@ -18,9 +19,9 @@ __all__ = ["Flow"]
 
 
 class Flow(Amortized):
-    """Normalizing flow posterior: affine coupling layers, then a shift and scale per coordinate.
+    """Normalizing flow posterior: a factorized Normal, bent by affine coupling layers.
 
-        z = m(x) + s(x) * T_L(... T_1(e; x) ...; x),  e ~ N(0, I_D)
+        z = T_L(... T_1(m(x) + s(x) e; x) ...; x),  e ~ N(0, I_D)
         ln q(z|x) = ln N(e; 0, I) - ln |det dz/de|
 
     Coupling layers invert in one pass, so that draws and densities at given points cost the same.
@@ -31,6 +32,7 @@ class Flow(Amortized):
         transforms: The number L of coupling layers, alternating between halves.
         hidden_features: The widths of the network in each layer.
         context_features: The size of the linear head that tells the layers about x.
+        min_scale: The smallest s, in units of z.
         **kwargs: As in `Amortized`.
 
     Sites:
@@ -59,9 +61,10 @@ class Flow(Amortized):
         transforms: int = 4,
         hidden_features: tuple[int, ...] = (64,),
         context_features: int = 32,
+        min_scale: float = 1e-4,
         **kwargs,
     ) -> None:
-        posterior = _Coupling(latent_dim, context_features, transforms, hidden_features)
+        posterior = _Coupling(latent_dim, context_features, transforms, hidden_features, min_scale)
         super().__init__(encoder, posterior, context_features + 2 * latent_dim, **kwargs)
 
 
@@ -69,7 +72,12 @@ class _Coupling(nn.Module):
     """The flow: from the head's outputs (N, context + 2 D) to a distribution over z."""
 
     def __init__(
-        self, latent_dim: int, context: int, transforms: int, hidden_features: tuple[int, ...]
+        self,
+        latent_dim: int,
+        context: int,
+        transforms: int,
+        hidden_features: tuple[int, ...],
+        min_scale: float,
     ) -> None:
         super().__init__()
         with _validation_restored():
@@ -86,17 +94,16 @@ class _Coupling(nn.Module):
             for index in range(transforms)
         ]
         self.sizes = [context, latent_dim, latent_dim]
+        self.min_scale = min_scale
         self.transform = zuko.lazy.LazyComposedTransform(*layers)
 
     def forward(self, h: Tensor) -> "ZukoToPyro":
         import zuko
         from pyro.contrib.zuko import ZukoToPyro
 
-        context, loc, log_scale = h.split(self.sizes, dim=-1)
-        base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
-        affine = torch.distributions.AffineTransform(loc, log_scale.exp(), event_dim=1)
-        flow = torch.distributions.ComposeTransform([self.transform(context), affine.inv])
-        return ZukoToPyro(zuko.distributions.NormalizingFlow(flow, base))
+        context, loc, scale = h.split(self.sizes, dim=-1)
+        base = dist.Normal(loc, softplus(scale) + self.min_scale).to_event(1)
+        return ZukoToPyro(zuko.distributions.NormalizingFlow(self.transform(context), base))
 
 
 @contextmanager

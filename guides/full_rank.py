@@ -53,9 +53,7 @@ class FullRank(Amortized):
 
 def full_rank(h: Tensor, latent_dim: int, min_scale: float) -> dist.MultivariateNormal:
     """Return q(z|x), of batch shape (N,), from the head's outputs (N, D (D + 3) / 2)."""
-    loc, diagonal, below = h.split(
-        [latent_dim, latent_dim, h.shape[-1] - 2 * latent_dim], dim=-1
-    )
+    loc, diagonal, below = h.split([latent_dim, latent_dim, h.shape[-1] - 2 * latent_dim], dim=-1)
     rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1, device=h.device)
     factor = torch.diag_embed(softplus(diagonal) + min_scale)  # (N, D, D)
     factor[..., rows, columns] = below

@@ -36,9 +36,7 @@ class MLP(nn.Sequential):
     def __init__(self, *sizes: int, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
         if len(sizes) < 2:
             raise ValueError(f"MLP needs in_features and out_features, but got sizes {sizes}")
-        layers = [
-            layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), activation())
-        ]
+        layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), activation())]
         super().__init__(*layers[:-1])
         self.in_features, self.out_features = sizes[0], sizes[-1]
 
@@ -106,9 +104,7 @@ class ConvEncoder(nn.Module):
             for layer in (nn.Conv2d(*pair, 4, stride=2, padding=1), nn.ReLU())
         ]
         features = channels[-1] * height * width
-        self.layers = nn.Sequential(
-            *convolutions, nn.Flatten(), nn.Linear(features, out_features)
-        )
+        self.layers = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images `(..., C, H, W)`, or as many flat pixels, to `(..., out_features)`."""

@@ -1,13 +1,14 @@
 """Importance weights of a pair, `(K, N)`: the primitive of all evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
 
 from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch
@@ -71,10 +72,12 @@ def log_weights(
     particles = min(num_particles, chunk_size)
     with evaluating(model, guide):
         columns = [
-            torch.cat([
-                _log_weights(model, guide, _rows(batch, start, rows), count)
-                for count in _counts(num_particles, particles)
-            ])
+            torch.cat(
+                [
+                    _log_weights(model, guide, _rows(batch, start, rows), count)
+                    for count in _counts(num_particles, particles)
+                ]
+            )
             for start in range(0, size, rows)
         ]
     return torch.cat(columns, dim=1)
@@ -112,10 +115,12 @@ def pairwise_log_density(
     step = max(1, chunk_size // rows)
     with evaluating(guide):
         columns = [
-            torch.cat([
-                _density_at(guide, _rows(batch, start, rows), _rows(draws, first, step))
-                for first in range(0, count, step)
-            ])
+            torch.cat(
+                [
+                    _density_at(guide, _rows(batch, start, rows), _rows(draws, first, step))
+                    for first in range(0, count, step)
+                ]
+            )
             for start in range(0, size, rows)
         ]
     return torch.cat(columns, dim=1)
@@ -130,9 +135,10 @@ def trace_pair(model: Model, guide: Guide, batch: Batch, num_particles: int = 1)
     guide_trace = poutine.trace(_particles(guide, num_particles)).get_trace(batch)
     replayed = poutine.replay(_particles(model, num_particles), trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(batch)
-    guide_trace.compute_log_prob()
-    model_trace.compute_log_prob()
-    return model_trace, guide_trace
+    traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+    for trace in traces:
+        trace.compute_log_prob()
+    return traces
 
 
 def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
@@ -157,9 +163,7 @@ def latent_sites(trace: Trace) -> dict[str, dict]:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not poutine.util.site_is_subsample(site)
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     }
 
 
@@ -214,11 +218,10 @@ def _log_weights(model: Model, guide: Guide, batch: Batch, num_particles: int) -
 
 def _log_prob(trace: Trace, shape: torch.Size) -> Tensor:
     """Return the sum of a trace's log probabilities per particle and datum."""
-    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     return sum(
         per_datum(name, site["log_prob"], shape)
-        for name, site in sites.items()
-        if not poutine.util.site_is_subsample(site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
     )
 
 
@@ -228,7 +231,7 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
         name: draw.unsqueeze(1).expand(*shape, *draw.shape[1:]) for name, draw in draws.items()
     }
     conditioned = poutine.condition(_particles(guide, shape[0]), data=values)
-    trace = poutine.trace(conditioned).get_trace(batch)
+    trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(batch))
     for name in latent_sites(trace):
         raise WeightlessError(
             f"the guide samples {name!r} on the way to {sorted(draws)}, so that its density of them "

@@ -1,0 +1,227 @@
+"""Readable errors before the first step: does this guide fit this model, and this batch?"""
+
+from collections.abc import Callable
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_factor
+from torch import Tensor, nn
+
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves
+
+__all__ = ["PairError", "check_pair"]
+
+
+class PairError(ValueError):
+    """A model, a guide and a batch that do not fit together; the message names site and mend."""
+
+
+def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
+    """Check that a guide fits a model and a batch, and change nothing.
+
+    Runs both once, in evaluation mode and on a fork of the random streams, and takes one gradient.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x).
+        batch: x, `(N, ...)`.
+
+    Raises:
+        PairError: If a latent site is missing from the guide or unknown to the model, if event
+            shapes, supports or batch sizes differ, if a site lies outside plate "data" at dim -1, if
+            the data are NaN or outside the likelihood's support, if tensors differ in device or
+            dtype, or if a parameter receives no gradient.
+        ValueError: If the batch is empty.
+
+    Example:
+        >>> from ppvae.guides import Normal
+        >>> from ppvae.models import VAE
+        >>> from ppvae.networks import MLP
+        >>> check_pair(VAE(MLP(3, 8), latent_dim=3), Normal(MLP(8, 16), latent_dim=2), torch.ones(5, 8))
+        Traceback (most recent call last):
+        ...
+        ppvae.pairing.PairError: site 'z': the model's events have shape (3,), the guide's (2,): give \
+both the same latent_dim
+    """
+    size = batch_size(batch)
+    _check_tensors(model, guide, batch)
+    modes = [(m, m.training) for side in (model, guide) for m in _modules(side)]
+    devices = {p.device.index for p in _parameters(model, guide).values() if p.is_cuda}
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.random.fork_rng(devices=sorted(devices - {None})), torch.enable_grad():
+            _check_traces(model, guide, batch, size)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_traces(model: Model, guide: Guide, batch: Batch, size: int) -> None:
+    guide_trace = _run("guide", guide, batch)
+    _check_latents(_run("model", model, batch), guide_trace)
+    model_trace = _run("model", poutine.replay(model, trace=guide_trace), batch)
+    for owner, trace in (("guide", guide_trace), ("model", model_trace)):
+        for name, site in _sites(trace).items():
+            _check_plate(owner, name, site, size)
+    for name, site in _sites(model_trace).items():
+        if site["is_observed"] and not site_is_factor(site):
+            _check_observed(name, site)
+    _check_gradients(model, guide, model_trace, guide_trace)
+
+
+def _run(owner: str, fn: Callable[[Batch], None], batch: Batch) -> Trace:
+    try:
+        return prune_subsample_sites(poutine.trace(fn).get_trace(batch))
+    except Exception as error:
+        described = ", ".join(f"{n}: {_describe(leaf)}" for n, leaf in leaves(batch).items())
+        raise PairError(
+            f"the {owner} does not run on the batch ({described}): {_first_line(error)}. Its networks "
+            "and the data must agree: check their sizes, flatten images for an MLP with "
+            "data.flatten(1), and convert integers with data.float()"
+        ) from error
+
+
+def _check_tensors(model: Model, guide: Guide, batch: Batch) -> None:
+    tensors = {f"the batch's {name!r}": leaf for name, leaf in leaves(batch).items()}
+    tensors |= _parameters(model, guide)
+    for what in ("device", "dtype"):
+        seen = {
+            name: getattr(t, what)
+            for name, t in tensors.items()
+            if what == "device" or t.is_floating_point()
+        }
+        (first, value), *others = seen.items() or [("", None)]
+        for name, other in others:
+            if other != value:
+                mend = (
+                    "model.to(device)" if what == "device" else "batch.float() or model.double()"
+                )
+                raise PairError(
+                    f"{first} is on {value}, but {name} on {other}: move one with {mend}"
+                    if what == "device"
+                    else f"{first} has dtype {value}, but {name} {other}: convert one with {mend}"
+                )
+
+
+def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
+    in_model = {n: s for n, s in _sites(model_trace).items() if not s["is_observed"]}
+    in_guide = {n: s for n, s in _sites(guide_trace).items() if not s["is_observed"]}
+    for name in in_model.keys() - in_guide.keys():
+        raise PairError(
+            f"site {name!r}: the model samples it, but the guide, with {sorted(in_guide)}, does not: "
+            f"take a guide for this model, or add pyro.sample({name!r}, ...) to it"
+        )
+    for name in in_guide.keys() - in_model.keys():
+        if not in_guide[name]["infer"].get("is_auxiliary"):
+            raise PairError(
+                f"site {name!r}: the guide samples it, but the model, with {sorted(in_model)}, does "
+                "not know it: take a guide for this model, or mark the site "
+                'infer={"is_auxiliary": True}'
+            )
+    for name, site in in_model.items():
+        p, q = site["fn"], in_guide[name]["fn"]
+        if p.event_shape != q.event_shape:
+            raise PairError(
+                f"site {name!r}: the model's events have shape {tuple(p.event_shape)}, the guide's "
+                f"{tuple(q.event_shape)}: give both the same latent_dim"
+            )
+        if not _inside(p, in_guide[name]["value"]):
+            raise PairError(
+                f"site {name!r}: the guide draws values outside the model's support {p.support}: "
+                "give the guide a distribution on that support"
+            )
+
+
+def _inside(p: torch.distributions.Distribution, value: Tensor) -> bool:
+    return bool(p.support.check(value).all())
+
+
+def _check_plate(owner: str, name: str, site: dict, size: int) -> None:
+    frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+    frame = frames.get(DATA_PLATE)
+    if frame is None or frame.dim != -1:
+        found = (
+            f"its plates are {sorted(frames)}" if frame is None else f"it is at dim {frame.dim}"
+        )
+        raise PairError(
+            f'site {name!r}: the {owner} must sample it in pyro.plate("{DATA_PLATE}", N, dim=-1), but '
+            f"{found}: add the plate, and declare other axes with .to_event(...)"
+        )
+    if frame.size != size:
+        raise PairError(
+            f'site {name!r}: the {owner}\'s plate "{DATA_PLATE}" has size {frame.size}, but the batch '
+            f"{size} data: take the size from the batch"
+        )
+    if site["fn"].batch_shape not in ((size,), ()):
+        raise PairError(
+            f"site {name!r}: the {owner} gives it batch shape {tuple(site['fn'].batch_shape)} where "
+            f"({size},) is due: declare the other axes with .to_event(...)"
+        )
+
+
+def _check_observed(name: str, site: dict) -> None:
+    value, fn = site["value"], site["fn"]
+    expected = fn.batch_shape + fn.event_shape
+    if value.shape != expected:
+        raise PairError(
+            f"site {name!r}: the likelihood has shape {tuple(expected)}, but the data "
+            f"{tuple(value.shape)}: let the decoder's output have the shape of the data"
+        )
+    if isinstance(site["mask"], Tensor):
+        return  # what is masked is missing, and its place may hold anything
+    if missing := int(value.isnan().flatten(1).any(1).sum()) if value.is_floating_point() else 0:
+        raise PairError(
+            f"site {name!r}: {missing} of {len(value)} data hold NaN: remove or fill them"
+        )
+    if bad := int((~fn.support.check(value)).sum()):
+        raise PairError(
+            f"site {name!r}: {bad} of {len(value)} data lie outside the likelihood's support "
+            f"{fn.support}, with values in [{float(value.min()):g}, {float(value.max()):g}]: binarize "
+            "or rescale them, or choose a likelihood for such data"
+        )
+
+
+def _check_gradients(model: Model, guide: Guide, model_trace: Trace, guide_trace: Trace) -> None:
+    parameters = _parameters(model, guide)
+    if not parameters:
+        return
+    loss = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+    gradients = (
+        torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        if isinstance(loss, Tensor) and loss.requires_grad
+        else [None] * len(parameters)
+    )
+    idle = [name for name, g in zip(parameters, gradients, strict=True) if g is None]
+    if idle:
+        raise PairError(
+            f"no gradient reaches {', '.join(idle)}: use them in the forward pass, or exclude them "
+            "with requires_grad_(False)"
+        )
+
+
+def _sites(trace: Trace) -> dict[str, dict]:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _modules(side: Callable) -> list[nn.Module]:
+    return list(side.modules()) if isinstance(side, nn.Module) else []
+
+
+def _parameters(model: Model, guide: Guide) -> dict[str, nn.Parameter]:
+    return {
+        f"{owner}.{name}": parameter
+        for owner, side in (("model", model), ("guide", guide))
+        if isinstance(side, nn.Module)
+        for name, parameter in side.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _describe(leaf: Tensor) -> str:
+    return f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
