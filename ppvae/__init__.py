@@ -1,6 +1,7 @@
 """Models and guides that can be swapped, objectives that pair any two, weights that judge every pair."""
 
-from ppvae import guides, models, networks, objectives
+from ppvae import diagnostics, guides, models, networks, objectives
+from ppvae.arviz import from_pyro, from_pyro_svi
 from ppvae.batches import Batches, resolve_device
 from ppvae.diagnostics import compare
 from ppvae.pairing import PairError, check_pair
@@ -16,7 +17,10 @@ __all__ = [
     "WeightlessError",
     "check_pair",
     "compare",
+    "diagnostics",
     "fit",
+    "from_pyro",
+    "from_pyro_svi",
     "guides",
     "log_weights",
     "models",

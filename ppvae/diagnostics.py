@@ -34,10 +34,12 @@ __all__ = [
     "AggregatePosterior",
     "Evidence",
     "Pareto",
+    "Verdict",
     "active_units",
     "aggregate_posterior",
     "compare",
     "evidence",
+    "judge",
     "kl_per_dimension",
     "mutual_information",
     "pareto_k",
@@ -143,7 +145,8 @@ def pareto_threshold(num_draws: int) -> float:
 def pareto_k(log_w: Tensor) -> Pareto:
     """Fit a generalized Pareto distribution to the tail of each datum's weights.
 
-    Weights that are constant up to rounding, as those of an exact guide, have k = 0.
+    Weights that are constant up to rounding, as those of an exact guide, have k = 0, and so have those
+    whose whole tail is tied. A tail that no Pareto distribution fits has k = infinity.
 
     Args:
         log_w: Log weights, (K, N), of `log_weights`; K at least 25, better 1000.
@@ -171,10 +174,14 @@ def _tail(column: np.ndarray, array_stats: object) -> tuple[float, float]:
     """Return k and the effective number of draws of one datum's log weights."""
     if np.isnan(column).any() or column.max() in (np.inf, -np.inf):
         return math.inf, 0.0
-    if np.ptp(column) <= 1e-5 * max(1.0, np.abs(column).max()):
+    if np.ptp(column) <= 1e-5 * max(1.0, abs(column.max())):
         return 0.0, float(len(column))
-    smoothed, k = array_stats.psislw(-column)  # it takes the negative log weights
-    return float(k), float(1 / np.exp(2 * smoothed).sum())
+    try:
+        smoothed, k = array_stats.psislw(-column)  # it takes the negative log weights
+    except ValueError:  # the whole tail is tied at the maximum: the weights are bounded
+        weights = np.exp(column - column.max())
+        return 0.0, float(weights.sum() ** 2 / (weights**2).sum())
+    return math.inf if np.isnan(k) else float(k), float(1 / np.exp(2 * smoothed).sum())
 
 
 @dataclass(frozen=True)
@@ -355,13 +362,92 @@ def active_units(
     return mean.var(0) - noise > threshold
 
 
-def compare(
-    guides: Mapping[str, Guide | tuple[Model, Guide]],
-    model: Model | None,
+@dataclass(frozen=True)
+class Verdict:
+    """All that is said of one pair on one set of data.
+
+    Attributes:
+        elbo: The mean log weight, in nats per datum.
+        evidence: As in `evidence`.
+        tail: As in `pareto_k`.
+        split: As in `aggregate_posterior`.
+        kl_per_dimension: (D,), as in `kl_per_dimension`; empty where it has no form.
+        active: (D,) booleans, as in `active_units`.
+        parameters: How many the guide has.
+    """
+
+    elbo: float
+    evidence: Evidence
+    tail: Pareto
+    split: AggregatePosterior
+    kl_per_dimension: Tensor
+    active: Tensor
+    parameters: int
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The verdict as numbers, a row of `compare`."""
+        return {
+            "elbo": self.elbo,
+            "evidence": self.evidence.mean,
+            "evidence_se": self.evidence.mean_standard_error,
+            "k_bad": self.tail.share_bad,
+            "ess": float(self.tail.ess.median()),
+            "kl": self.split.kl,
+            "mutual_information": self.split.mutual_information,
+            "active_units": int(self.active.sum()),
+            "parameters": self.parameters,
+        }
+
+
+def judge(
+    model: Model,
+    guide: Guide,
     batch: Batch,
     *,
     num_particles: int = 1000,
     most_data: int = 1000,
+    site: str = "z",
+) -> Verdict:
+    """Judge one pair by every diagnostic here.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x), with a density.
+        batch: Held-out data x, (N, ...).
+        num_particles: The number K of draws per datum that weights are computed of.
+        most_data: How many data, the first of the batch, the KL is split on, since that costs N^2.
+        site: The latent to look at per dimension.
+
+    Raises:
+        WeightlessError: If the guide has no density, in words.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 2))
+        >>> judge(model, Exact(model), torch.zeros(5, 3)).tail.share_bad
+        0.0
+    """
+    log_w = log_weights(model, guide, batch, num_particles)
+    some = map_batch(lambda leaf: leaf[:most_data], batch)
+    try:
+        divergences = kl_per_dimension(model, guide, some, site=site)
+    except ValueError:  # dependent coordinates under a prior that is not Normal
+        divergences = torch.empty(0)
+    return Verdict(
+        elbo=float(log_w.mean()),
+        evidence=evidence(log_w),
+        tail=pareto_k(log_w),
+        split=aggregate_posterior(model, guide, some),
+        kl_per_dimension=divergences,
+        active=active_units(guide, batch, site=site),
+        parameters=_count_parameters(guide),
+    )
+
+
+def compare(
+    guides: Mapping[str, Guide | tuple[Model, Guide]], model: Model | None, batch: Batch, **kwargs
 ) -> "pd.DataFrame":
     """Judge several guides on the same data, a row each.
 
@@ -374,9 +460,7 @@ def compare(
         guides: Guides by name, or (model, guide) pairs where each was trained with its own model.
         model: The model of those given without one.
         batch: Held-out data x, (N, ...).
-        num_particles: K.
-        most_data: How many data, the first of the batch, the KL and its split are computed on, since
-            they cost N^2.
+        **kwargs: As in `judge`.
 
     Raises:
         WeightlessError: If a guide has no density, in words.
@@ -400,28 +484,8 @@ def compare(
             raise ValueError(
                 f"the guide {name!r} has no model: pass model, or a (model, guide) pair"
             )
-        rows[name] = _row(of, guide, batch, num_particles, most_data)
+        rows[name] = judge(of, guide, batch, **kwargs).row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
-
-
-def _row(
-    model: Model, guide: Guide, batch: Batch, num_particles: int, most_data: int
-) -> dict[str, float]:
-    log_w = log_weights(model, guide, batch, num_particles)
-    bound, tail = evidence(log_w), pareto_k(log_w)
-    some = map_batch(lambda leaf: leaf[:most_data], batch)
-    split = aggregate_posterior(model, guide, some)
-    return {
-        "elbo": float(log_w.mean()),
-        "evidence": bound.mean,
-        "evidence_se": bound.mean_standard_error,
-        "k_bad": tail.share_bad,
-        "ess": float(tail.ess.median()),
-        "kl": split.kl,
-        "mutual_information": split.mutual_information,
-        "active_units": int(active_units(guide, batch).sum()),
-        "parameters": _count_parameters(guide),
-    }
 
 
 def _count_parameters(side: Model | Guide) -> int:

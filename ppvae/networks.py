@@ -6,9 +6,8 @@ parameter of the likelihood, and a guide applies the activation to an encoder's 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import prod
-from operator import mul
 
 from torch import Tensor, nn
 
@@ -48,16 +47,22 @@ class MLP(nn.Sequential):
 def flatten_event(x: Tensor, features: int) -> Tensor:
     """Flatten the trailing axes of x whose sizes multiply to `features`, leaving the others.
 
+    An axis of size one before an image's sides is its channel, unless it is the first axis of x.
+
     Raises:
         ValueError: If no trailing axes do.
 
     Example:
         >>> flatten_event(torch.zeros(3, 5, 28, 28), 784).shape
         torch.Size([3, 5, 784])
+        >>> flatten_event(torch.zeros(5, 1, 28, 28), 784).shape
+        torch.Size([5, 784])
     """
-    for count, size in enumerate(accumulate(reversed(x.shape), mul), start=1):
-        if size == features:
-            return x.flatten(-count) if count > 1 else x
+    if x.shape[-1:] == (features,):
+        return x
+    for count in (3, 2, *range(4, x.ndim)):  # images with channels before those without
+        if count < x.ndim and prod(x.shape[-count:]) == features:
+            return x.flatten(-count)
     raise ValueError(
         f"a network with in_features={features} got an input of shape {tuple(x.shape)}, whose last "
         f"axes do not hold {features} elements: change the network's first size or the data"

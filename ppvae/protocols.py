@@ -22,7 +22,17 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["DATA_PLATE", "Batch", "Encoder", "Guide", "Model", "batch_size", "leaves", "map_batch"]
+__all__ = [
+    "DATA_PLATE",
+    "Batch",
+    "Encoder",
+    "Guide",
+    "Model",
+    "batch_size",
+    "leaves",
+    "map_batch",
+    "rows_of",
+]
 
 DATA_PLATE = "data"  # the name of the plate over the batch, at dim -1
 
@@ -110,3 +120,13 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     if isinstance(batch, Mapping):
         return {name: function(leaf) for name, leaf in batch.items()}
     return function(batch)
+
+
+def rows_of(batch: Batch, start: int, count: int) -> Batch:
+    """Return some consecutive data of a batch, at most `count` of them.
+
+    Example:
+        >>> rows_of(torch.arange(5), 3, 4)
+        tensor([3, 4])
+    """
+    return map_batch(lambda leaf: leaf[start : start + count], batch)

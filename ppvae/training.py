@@ -92,7 +92,7 @@ def fit(
             random numbers every epoch, without touching those of training.
         batch_size: Of the minibatches, where `data` is a whole set.
         callbacks: Functions of (svi, history), called after each epoch.
-        progress: Whether to show a bar.
+        progress: Whether to show a bar, in a terminal or a notebook; a log file gets none.
 
     Returns:
         The history, a view of `svi.records`.
@@ -119,7 +119,7 @@ def fit(
     history = History(svi.records)
     batches = _batches(data, batch_size, svi.device, epoch=len(history))
     held_out = None if validation is None else _moved(validation, svi.device)
-    with tqdm(total=epochs, desc="epochs", disable=not progress) as bar:
+    with tqdm(total=epochs, desc="epochs", disable=None if progress else True) as bar:
         for index in range(epochs):
             start = time.perf_counter()
             record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=index == 0)}

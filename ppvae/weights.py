@@ -11,9 +11,10 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
 
-from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch
+from ppvae.protocols import Batch, Guide, Model, batch_size, rows_of
 
 __all__ = [
+    "CHUNK",
     "WeightlessError",
     "evaluating",
     "latent_sites",
@@ -74,7 +75,7 @@ def log_weights(
         columns = [
             torch.cat(
                 [
-                    _log_weights(model, guide, _rows(batch, start, rows), count)
+                    _log_weights(model, guide, rows_of(batch, start, rows), count)
                     for count in _counts(num_particles, particles)
                 ]
             )
@@ -117,7 +118,7 @@ def pairwise_log_density(
         columns = [
             torch.cat(
                 [
-                    _density_at(guide, _rows(batch, start, rows), _rows(draws, first, step))
+                    _density_at(guide, rows_of(batch, start, rows), rows_of(draws, first, step))
                     for first in range(0, count, step)
                 ]
             )
@@ -148,14 +149,13 @@ def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
         ValueError: If it has other axes than particles and data, naming the site.
     """
     value = torch.as_tensor(value)
-    try:
-        return value.expand(shape)
-    except RuntimeError as error:
+    if value.ndim > 2 or value.shape[-1:] not in ((), shape[1:]):
         raise ValueError(
             f"site {name!r} has a log probability of shape {tuple(value.shape)} where (K, N) = "
             f"{tuple(shape)} is due: put it into pyro.plate('data', N, dim=-1), and declare its "
             "other axes with .to_event(...)"
-        ) from error
+        )
+    return value.expand(shape)
 
 
 def latent_sites(trace: Trace) -> dict[str, dict]:
@@ -193,10 +193,6 @@ def evaluating(*modules: Callable) -> Iterator[None]:
 
 def _particles(fn: Callable, num_particles: int) -> Callable:
     return pyro.plate("particles", num_particles, dim=-2)(fn)
-
-
-def _rows(batch: Batch, start: int, count: int) -> Batch:
-    return map_batch(lambda leaf: leaf[start : start + count], batch)
 
 
 def _counts(total: int, most: int) -> list[int]:

@@ -39,7 +39,7 @@ def _layers():
         "plots": below_plots,
         "recipes": below_plots | {"data", "plots"},
         "report": below_plots | {"plots"},
-        "cli": {"recipes", "report"},
+        "cli": {"data", "recipes", "report"},
     }
 
 

@@ -1,0 +1,179 @@
+"""A pair of model and guide for ArviZ: one chain of independent draws."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+
+from ppvae.arviz.tree import (
+    VARIABLES,
+    Groups,
+    Layout,
+    Layouts,
+    Names,
+    first,
+    join,
+    layouts_of,
+    read,
+    tree_of,
+    unflatten,
+)
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves, rows_of
+from ppvae.weights import (
+    CHUNK,
+    WeightlessError,
+    evaluating,
+    per_datum,
+    refuse_weightless,
+    trace_pair,
+)
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+__all__ = ["from_pyro_svi"]
+
+INDEPENDENT = (
+    "Draws of a guide are independent, so R-hat and ESS are perfect whatever its fit: they say "
+    "nothing about it. Judge it by Pareto k of sample_stats/log_weight."
+)
+WEIGHTLESS = "This guide has no density, so nothing here judges its fit: log_weights says why."
+
+
+def from_pyro_svi(
+    model: Model,
+    guide: Guide,
+    batch: Batch,
+    *,
+    draws: int = 1000,
+    coords: Names | None = None,
+    dims: Names | None = None,
+) -> "DataTree":
+    """Return draws of a guide, and what the model makes of them, as ArviZ wants them.
+
+        posterior             z_sn ~ q(z|x_n)
+        sample_stats          log_weight_sn = log p(x_n, z_sn) - log q(z_sn|x_n)
+        log_likelihood        log p(x_n|z_sn), and in log_prior log p(z_sn)
+        posterior_predictive  x_sn ~ p(x|z_sn)
+
+    and prior, prior_predictive, observed_data, constant_data. One chain of S draws, so that every
+    function of ArviZ finds its axes. All of it stays in memory, 2 S N times the size of x: pass a
+    few hundred data. Modules run in evaluation mode and without gradients, and are left as they
+    were. As each datum has its latent, `az.loo` is a harmonic mean estimate of log p(x_n) here,
+    poor where its k says so: prefer the log weights.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z|x). Without a density there is no sample_stats, but all the rest.
+        batch: x, `(N, ...)`. What a mapping holds under no site's name becomes constant_data.
+        draws: The number S of draws per datum.
+        coords: Labels by dimension, such as `{"data": names}`; 0, 1, ... by default.
+        dims: Names, by site, of the axes that no plate names, such as `{"x": ["row", "column"]}`;
+            `<site>_dim_0`, ... by default.
+
+    Returns:
+        The groups, of dims (chain = 1, draw = S, data = N, ...). A latent outside of the data plate
+        has no dim data, and makes log_weight one of all data, (chain, draw).
+
+    Raises:
+        ValueError: If the batch is empty, `draws` is not positive, `coords` or `dims` do not fit, or
+            a site breaks the shape contract of `ppvae.protocols`.
+
+    References:
+        Vehtari et al. (2024), Pareto Smoothed Importance Sampling, arXiv:1507.02646.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 2))
+        >>> tree = from_pyro_svi(model, Exact(model), torch.zeros(5, 3), draws=4)
+        >>> dict(tree["posterior/z"].sizes)
+        {'chain': 1, 'draw': 4, 'data': 5, 'z_dim_0': 2}
+    """
+    size = batch_size(batch)
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, but is {draws}")
+    with evaluating(model, guide):
+        layouts = layouts_of(_one_draw(model, guide, rows_of(batch, 0, 1)))
+        local = all(DATA_PLATE in layout.plates for layout in layouts.values())
+        rows = max(1, min(size, CHUNK // draws)) if local else size  # one draw of what is shared
+        columns = [
+            _column(model, guide, rows_of(batch, start, rows), draws)
+            for start in range(0, size, rows)
+        ]
+    groups = join(columns, dim=1)
+    observed = first(groups.pop("observed_data"))
+    named = leaves(batch) if isinstance(batch, Mapping) else {}
+    constant = {name: leaf for name, leaf in named.items() if name not in observed}
+    layouts |= dict.fromkeys(["log_weight", *constant], Layout("constant", (DATA_PLATE,), ()))
+    note = INDEPENDENT if groups["sample_stats"] else WEIGHTLESS
+    groups = {group: unflatten(values, (1, draws)) for group, values in groups.items()}
+    groups |= {"observed_data": observed, "constant_data": constant}
+    return tree_of(groups, layouts, coords, dims, {"posterior": {"note": note}})
+
+
+class _Simulate(UnconditionMessenger):
+    """Sample what is observed, but not deterministic sites: Pyro would repeat their plates."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
+
+
+def _one_draw(model: Model, guide: Guide, batch: Batch) -> Trace:
+    guide_trace = poutine.trace(guide).get_trace(batch)
+    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+
+
+def _column(model: Model, guide: Guide, batch: Batch, draws: int) -> Groups:
+    """Return all draws of some data: `(S, N, ...)` by group and site."""
+    trace, size = _one_draw(model, guide, batch), batch_size(batch)
+    layouts, most = layouts_of(trace), max(1, CHUNK // size)
+    counts = [min(most, draws - start) for start in range(0, draws, most)]
+    groups = join([_block(model, guide, batch, layouts, (n, size)) for n in counts], dim=0)
+    return groups | {"observed_data": read(trace, layouts, ["observed"], 1)}
+
+
+def _block(
+    model: Model, guide: Guide, batch: Batch, layouts: Layouts, shape: tuple[int, int]
+) -> Groups:
+    """Return a block of draws and data, `shape` = (S, N), small enough for the device."""
+    draws = shape[0]
+    model_trace, guide_trace = trace_pair(model, guide, batch, draws)
+    simulate = pyro.plate("particles", draws, dim=-2)(_Simulate()(model))
+    replicate = poutine.trace(poutine.replay(simulate, trace=guide_trace)).get_trace(batch)
+    prior = poutine.trace(simulate).get_trace(batch)
+    return {
+        "posterior": read(model_trace, layouts, VARIABLES, draws),
+        "sample_stats": _log_weight(model_trace, guide_trace, layouts, shape),
+        "log_likelihood": read(model_trace, layouts, ["observed"], draws, "log_prob"),
+        "log_prior": read(model_trace, layouts, ["latent"], draws, "log_prob"),
+        "posterior_predictive": read(replicate, layouts, ["observed"], draws),
+        "prior": read(prior, layouts, VARIABLES, draws),
+        "prior_predictive": read(prior, layouts, ["observed"], draws),
+    }
+
+
+def _log_weight(
+    model_trace: Trace, guide_trace: Trace, layouts: Layouts, shape: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the log weights `(S, N)`, or `(S,)` where data share a latent; none without density."""
+    try:
+        refuse_weightless(guide_trace)
+    except WeightlessError:
+        return {}
+    shared = any(v.kind == "latent" and DATA_PLATE not in v.plates for v in layouts.values())
+    log_p, log_q = (_log_density(trace, shape, shared) for trace in (model_trace, guide_trace))
+    return {"log_weight": (log_p - log_q).cpu()}
+
+
+def _log_density(trace: Trace, shape: tuple[int, int], shared: bool) -> Tensor:
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    if shared:
+        return sum(site["log_prob"].sum(-1) for site in sites.values())  # of (S, 1) or (S, N)
+    return sum(per_datum(n, site["log_prob"], torch.Size(shape)) for n, site in sites.items())
