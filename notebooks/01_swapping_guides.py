@@ -63,8 +63,7 @@ swaps = {
 pairs, histories = {}, {}
 for name, (Guide, loss) in swaps.items():
     pyro.set_rng_seed(0)
-    model = VAE(MLP(8, 256, 64), latent_dim=8)
-    guide = Guide(MLP(64, 256), latent_dim=8)
+    model, guide = VAE(MLP(8, 256, 64), latent_dim=8), Guide(MLP(64, 256), latent_dim=8)
     svi = SVI(model, guide, partial(Adam, lr=1e-3), loss)
     histories[name] = fit(svi, split.train, epochs=EPOCHS, validation=split.test)
     pairs[name] = model, guide
@@ -84,9 +83,6 @@ plots.training_curves(histories)
 # %% [markdown]
 # The importance-weighted bound does not want a good $q$, only good *weights*: its ELBO is the worst of
 # the five while its evidence is the best. Judge it by the second number.
-
-# %%
-plots.reconstructions(pairs, split.test)
 
 # %%
 plots.latent_map({name: guide for name, (_, guide) in pairs.items()}, split.test, split.test_labels)
@@ -118,6 +114,3 @@ import arviz as az
 
 trees = {name: from_pyro_svi(model, guide, split.test[:4]) for name, guide in guides.items()}
 az.plot_forest(trees, var_names=["z"], coords={"data": 0}, combined=True);
-
-# %%
-az.summary(trees["mixture"], var_names=["z"], coords={"data": [0]}, kind="stats")

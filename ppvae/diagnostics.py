@@ -439,7 +439,7 @@ def judge(
         elbo=float(log_w.mean()),
         evidence=evidence(log_w),
         tail=pareto_k(log_w),
-        split=aggregate_posterior(model, guide, some),
+        split=aggregate_posterior(model, guide, some, num_particles=10),
         kl_per_dimension=divergences,
         active=active_units(guide, batch, site=site),
         parameters=_count_parameters(guide),

@@ -52,9 +52,7 @@ class Terms:
     @cached_property
     def log_prior(self) -> Tensor:
         """Ln p(z): the latent sites, with factors, which tilt the prior."""
-        return self._sum(
-            self.model_trace, lambda site: not site["is_observed"] or site_is_factor(site)
-        )
+        return self._sum(self.model_trace, _of_prior)
 
     @cached_property
     def log_guide(self) -> Tensor:
@@ -68,18 +66,24 @@ class Terms:
 
     def kl(self, *, analytic: bool) -> Tensor:
         """KL(q(z|x) || p(z)): in closed form where one is registered and asked for, else by draws."""
-        kl = self.log_guide - self.log_prior
-        if not analytic:
-            return kl
+        closed = self._closed_forms() if analytic else {}
+        drawn = self._sum(self.guide_trace, lambda site: site["name"] not in closed)
+        prior = self._sum(
+            self.model_trace, lambda site: _of_prior(site) and site["name"] not in closed
+        )
+        return sum(closed.values(), start=drawn - prior)
+
+    def _closed_forms(self) -> dict[str, Tensor]:
+        """The KL of each latent for which one is registered, (K, N)."""
+        closed = {}
         for name, site in latent_sites(self.model_trace).items():
             q = self.guide_trace.nodes[name]
             try:
-                closed = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"])
+                kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"])
             except NotImplementedError:
                 continue
-            kl = kl - per_datum(name, q["log_prob"] - site["log_prob"], self.shape)
-            kl = kl + per_datum(name, closed, self.shape)
-        return kl
+            closed[name] = per_datum(name, kl, self.shape)
+        return closed
 
     @cached_property
     def score(self) -> Tensor | float:
@@ -99,6 +103,10 @@ class Terms:
             if site["type"] == "sample" and wanted(site)
         ]
         return sum(terms, start=torch.zeros(())).expand(self.shape)
+
+
+def _of_prior(site: dict) -> bool:
+    return not site["is_observed"] or site_is_factor(site)
 
 
 class Objective(nn.Module, Trace_ELBO):
@@ -378,10 +386,9 @@ class IWELBO(Objective):
         sites = latent_sites(drawn).values()
         for site in sites:
             site["value"] = site["value"].view_as(site["value"])  # a node of its own, for the hook
-        guide_trace = poutine.trace(poutine.replay(wrap(_held(guide)), drawn)).get_trace(batch)
+        guide_trace = _scored_by_held(guide, wrap, drawn, batch)
         model_trace = poutine.trace(poutine.replay(wrap(model), drawn)).get_trace(batch)
-        guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
-        guide_trace.compute_score_parts()
+        model_trace = prune_subsample_sites(model_trace)
         model_trace.compute_log_prob()
         if self.estimator == "dreg":  # the path's gradient bears the weight once more
             shape = torch.Size((self.num_particles, batch_size(batch)))
@@ -399,18 +406,37 @@ def _weigh(gradient: Tensor, weights: Tensor) -> Tensor:
     return gradient * weights.reshape(weights.shape + (1,) * (gradient.ndim - 2))
 
 
-def _held(guide: Guide) -> Callable[[Batch], None]:
-    """Return the guide with its parameters as constants."""
+class _Scoring(nn.Module):
+    """Scores draws under a guide, all within one call: some distributions read parameters late."""
+
+    def __init__(self, guide: Guide, wrap: Callable[[Guide], Guide], drawn: Trace) -> None:
+        super().__init__()
+        self.guide, self.wrap, self.drawn = guide, wrap, drawn
+
+    def forward(self, batch: Batch) -> Trace:
+        replayed = poutine.replay(self.wrap(self.guide), self.drawn)
+        trace = prune_subsample_sites(poutine.trace(replayed).get_trace(batch))
+        trace.compute_score_parts()
+        return trace
+
+
+def _scored_by_held(
+    guide: Guide, wrap: Callable[[Guide], Guide], drawn: Trace, batch: Batch
+) -> Trace:
+    """Return the trace of the draws under the guide, with its parameters as constants."""
+    scoring = _Scoring(guide, wrap, drawn)
     if not isinstance(guide, nn.Module):
-        return guide
+        return scoring(batch)
     if any(isinstance(m, nn.Dropout) and m.training and m.p for m in guide.modules()):
         raise ValueError(
             "estimators 'dreg' and 'stl' run the guide twice, and dropout would make that two "
             "different guides: use estimator='iwae', or take the dropout out"
         )
-    constants = {name: p.detach() for name, p in guide.named_parameters()}
-    constants |= {name: b.clone() for name, b in guide.named_buffers()}  # running means move once
-    return lambda batch: functional_call(guide, constants, (batch,))
+    constants = {f"guide.{name}": p.detach() for name, p in guide.named_parameters()}
+    constants |= {  # running means move once
+        f"guide.{name}": buffer.clone() for name, buffer in guide.named_buffers()
+    }
+    return functional_call(scoring, constants, (batch,))
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

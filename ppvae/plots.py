@@ -101,12 +101,13 @@ def reconstructions(
         >>> [axes.get_title(loc="left") for axes in figure.axes]
         ['data', 'normal']
     """
-    some, rows = batch[:count], {"data": batch[:count]}
+    shape, some = _image(batch, image), batch[:count]
+    rows = {"data": some}
     for name, (model, guide) in pairs.items():
         with evaluating(model, guide):
             model_trace, _ = trace_pair(model, guide, some)
         rows[name] = model_trace.nodes[site]["fn"].mean.squeeze(0)
-    return _image_rows(rows, _image(batch, image))
+    return _image_rows(rows, shape)
 
 
 def prior_samples(
@@ -136,11 +137,11 @@ def prior_samples(
         >>> len(prior_samples({"normal": model}, torch.ones(5, 64)).axes)
         1
     """
-    like, rows = _repeat(batch, count), {}
+    shape, like, rows = _image(batch, image), _repeat(batch, count), {}
     for name, model in models.items():
         with evaluating(model):
             rows[name] = poutine.trace(model).get_trace(like).nodes[site]["fn"].mean
-    return _image_rows(rows, _image(batch, image))
+    return _image_rows(rows, shape)
 
 
 def pareto_k(tails: Mapping[str, Pareto]) -> "Figure":
@@ -156,7 +157,7 @@ def pareto_k(tails: Mapping[str, Pareto]) -> "Figure":
     """
     figure, panels = _figure(1, len(tails), width=2.4 * len(tails) + 1, height=3, sharey=True)
     for axes, color, (name, tail) in zip(panels, COLORS, tails.items(), strict=False):
-        k = tail.k.cpu().sort().values
+        k = tail.k.cpu().sort().values.numpy()
         axes.scatter(range(len(k)), k, s=5, color=color, linewidths=0)
         axes.axhline(0.7, color=INK, linewidth=0.8)
         axes.axhline(tail.threshold, color=MUTED, linewidth=0.8, linestyle="--")
@@ -181,7 +182,7 @@ def kl_per_dimension(divergences: Mapping[str, Tensor]) -> "Figure":
     count = len(divergences)
     figure, panels = _figure(1, count, width=2.4 * count + 1, height=3, sharey=True)
     for axes, color, (name, kl) in zip(panels, COLORS, divergences.items(), strict=False):
-        ordered = kl.detach().cpu().sort(descending=True).values
+        ordered = kl.detach().cpu().sort(descending=True).values.numpy()
         axes.bar(range(1, len(ordered) + 1), ordered, color=color)
         axes.set(title=name, xlabel="dimension, sorted")
     panels[0].set_ylabel("KL (nats)")
