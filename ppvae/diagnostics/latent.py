@@ -1,0 +1,219 @@
+"""What the latent holds: information about the data, dimension by dimension and in all."""
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from ppvae.divergences import kl_per_coordinate
+from ppvae.objectives import Terms, log_mean_exp
+from ppvae.protocols import Batch, Guide, Model, batch_size
+from ppvae.weights import (
+    evaluating,
+    latent_sites,
+    pairwise_log_density,
+    refuse_weightless,
+    trace_pair,
+)
+
+__all__ = [
+    "AggregatePosterior",
+    "active_units",
+    "aggregate_posterior",
+    "kl_per_dimension",
+    "mutual_information",
+]
+
+
+@dataclass(frozen=True)
+class AggregatePosterior:
+    """How the mean KL splits, in nats per datum, and the draws that show it.
+
+        E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)),  q(z) = 1/N sum_n q(z|x_n)
+
+    Attributes:
+        kl: The left side.
+        mutual_information: I_q(x; z), at most ln N.
+        marginal_kl: KL(q(z) || p(z)).
+        standard_error: Of the three, by their names.
+        draws: Draws of q(z) by site, (K N, ...), the data in order within each of K passes.
+    """
+
+    kl: float
+    mutual_information: float
+    marginal_kl: float
+    standard_error: dict[str, float]
+    draws: dict[str, Tensor]
+
+
+def aggregate_posterior(
+    model: Model, guide: Guide, batch: Batch, *, num_particles: int = 1
+) -> AggregatePosterior:
+    """Split the mean KL into mutual information and the aggregate posterior's KL to the prior.
+
+        I_q(x; z) ~ mean_n ln q(z_n|x_n) - ln 1/N sum_m q(z_n|x_m),   z_n ~ q(z|x_n)
+
+    Costs N^2 densities per particle. The mixture runs over the batch given: compare guides on the same
+    data only.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x), with a density.
+        batch: x, (N, ...).
+        num_particles: The number K of draws per datum.
+
+    Raises:
+        WeightlessError: If the guide has no density that can be evaluated at given latents.
+
+    References:
+        Hoffman, Johnson (2016), ELBO surgery, equation 9.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.zeros(3, 2))  # x tells nothing about z
+        >>> split = aggregate_posterior(model, Exact(model), torch.randn(5, 3))
+        >>> split.mutual_information, split.marginal_kl
+        (0.0, 0.0)
+    """
+    shape = torch.Size((num_particles, batch_size(batch)))
+    with evaluating(model, guide):
+        model_trace, guide_trace = trace_pair(model, guide, batch, num_particles)
+    refuse_weightless(guide_trace)
+    terms = Terms(model_trace, guide_trace, shape)
+    draws = {
+        name: guide_trace.nodes[name]["value"].flatten(0, 1) for name in latent_sites(model_trace)
+    }
+    own, prior = terms.log_guide.flatten(), terms.log_prior.flatten()
+    aggregate = log_mean_exp(pairwise_log_density(guide, batch, draws).T)  # (K N,)
+    splits = {
+        "kl": own - prior,
+        "mutual_information": own - aggregate,
+        "marginal_kl": aggregate - prior,
+    }
+    errors = {name: float(d.std() / math.sqrt(len(d))) for name, d in splits.items()}
+    means = {name: float(difference.mean()) for name, difference in splits.items()}
+    return AggregatePosterior(**means, standard_error=errors, draws=draws)
+
+
+def mutual_information(
+    model: Model, guide: Guide, batch: Batch, *, num_particles: int = 1
+) -> float:
+    """Return I_q(x; z) in nats, as in `aggregate_posterior`; at most ln N.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.zeros(3, 2))
+        >>> mutual_information(model, Exact(model), torch.randn(5, 3))
+        0.0
+    """
+    split = aggregate_posterior(model, guide, batch, num_particles=num_particles)
+    return split.mutual_information
+
+
+def kl_per_dimension(
+    model: Model, guide: Guide, batch: Batch, *, num_particles: int = 1000, site: str = "z"
+) -> Tensor:
+    """Return the KL of each latent dimension, averaged over the data, in nats.
+
+        KL_d = mean_n KL(q(z_d|x_n) || p(z_d))              where guide and prior factorize
+        KL_d = mean_n KL(N(m_nd, v_nd) || p(z_d))           otherwise, m and v of draws
+
+    The second form is a lower bound on the KL of the marginal, exact for Normal ones.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x).
+        batch: x, (N, ...).
+        num_particles: The number of draws per datum, where draws are needed.
+        site: The latent.
+
+    Returns:
+        The divergences, (D,).
+
+    Raises:
+        KeyError: If there is no such latent.
+        ValueError: If the guide does not factorize and the prior is no factorized Normal.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.zeros(3, 2))
+        >>> kl_per_dimension(model, Exact(model), torch.randn(5, 3)).shape
+        torch.Size([2])
+    """
+    with evaluating(model, guide):
+        model_trace, guide_trace = trace_pair(model, guide, batch)
+        q, p = _latent(guide_trace, site)["fn"], _latent(model_trace, site)["fn"]
+        try:
+            return kl_per_coordinate(q, p).flatten(0, -2).mean(0)
+        except TypeError:
+            base = p.base_dist if isinstance(p, torch.distributions.Independent) else p
+            if not isinstance(base, torch.distributions.Normal):
+                raise ValueError(
+                    f"the KL per dimension of site {site!r} has no form for a {type(q).__name__} "
+                    f"guide under a {type(base).__name__} prior: only its sum is known"
+                ) from None
+        variance, mean = torch.var_mean(_draws(guide, batch, num_particles, site), dim=0)
+        moments = dist.Normal(mean, variance.sqrt())
+        return torch.distributions.kl_divergence(moments, base).flatten(0, -2).mean(0)
+
+
+def active_units(
+    guide: Guide,
+    batch: Batch,
+    *,
+    threshold: float = 0.01,
+    num_particles: int = 100,
+    site: str = "z",
+) -> Tensor:
+    """Return which latent dimensions carry information about x.
+
+        A_d = Cov_x(E_q[z_d|x]) > threshold
+
+    The means are taken over draws, and what their noise adds to the covariance is subtracted.
+
+    Args:
+        guide: Samples q(z | x).
+        batch: x, (N, ...), N at least 2.
+        threshold: In units of z squared.
+        num_particles: The number of draws per datum, at least 2.
+        site: The latent.
+
+    Returns:
+        Booleans, (D,); `.sum()` counts the active units.
+
+    Raises:
+        KeyError: If there is no such latent.
+
+    References:
+        Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.1.2.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.tensor([[3.0, 0.0]]))
+        >>> active_units(Exact(model), torch.linspace(-3, 3, 20)[:, None])
+        tensor([ True, False])
+    """
+    with evaluating(guide):
+        variance, mean = torch.var_mean(_draws(guide, batch, num_particles, site), dim=0)
+    noise = variance.mean(0) / num_particles
+    return mean.var(0) - noise > threshold
+
+
+def _draws(guide: Guide, batch: Batch, num_particles: int, site: str) -> Tensor:
+    """Return draws of one latent, (K, N, D)."""
+    _, guide_trace = trace_pair(lambda _: None, guide, batch, num_particles)
+    return _latent(guide_trace, site)["value"]
+
+
+def _latent(trace: Trace, site: str) -> dict:
+    sites = latent_sites(trace)
+    if site not in sites:
+        raise KeyError(f"there is no latent {site!r}; there are {sorted(sites)}")
+    return sites[site]

@@ -1,0 +1,153 @@
+"""All diagnostics of a pair at once, and of several pairs side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ppvae.diagnostics.importance import Evidence, Pareto, evidence, pareto_k
+from ppvae.diagnostics.latent import (
+    AggregatePosterior,
+    active_units,
+    aggregate_posterior,
+    kl_per_dimension,
+)
+from ppvae.protocols import Batch, Guide, Model, rows_of
+from ppvae.weights import log_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Verdict", "compare", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that is said of one pair on one set of data.
+
+    Attributes:
+        elbo: The mean log weight, in nats per datum.
+        evidence: As in `evidence`.
+        tail: As in `pareto_k`.
+        split: As in `aggregate_posterior`.
+        kl_per_dimension: (D,), as in `kl_per_dimension`; empty where it has no form.
+        active: (D,) booleans, as in `active_units`.
+        parameters: How many the guide has.
+    """
+
+    elbo: float
+    evidence: Evidence
+    tail: Pareto
+    split: AggregatePosterior
+    kl_per_dimension: Tensor
+    active: Tensor
+    parameters: int
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The verdict as numbers, a row of `compare`."""
+        return {
+            "elbo": self.elbo,
+            "evidence": self.evidence.mean,
+            "evidence_se": self.evidence.mean_standard_error,
+            "k_bad": self.tail.share_bad,
+            "ess": float(self.tail.ess.median()),
+            "kl": self.split.kl,
+            "mutual_information": self.split.mutual_information,
+            "active_units": int(self.active.sum()),
+            "parameters": self.parameters,
+        }
+
+
+def judge(
+    model: Model,
+    guide: Guide,
+    batch: Batch,
+    *,
+    num_particles: int = 1000,
+    most_data: int = 1000,
+    site: str = "z",
+) -> Verdict:
+    """Judge one pair by every diagnostic here.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x), with a density.
+        batch: Held-out data x, (N, ...).
+        num_particles: The number K of draws per datum that weights are computed of.
+        most_data: How many data, the first of the batch, the KL is split on, since that costs N^2.
+        site: The latent to look at per dimension.
+
+    Raises:
+        WeightlessError: If the guide has no density, in words.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 2))
+        >>> judge(model, Exact(model), torch.zeros(5, 3)).tail.share_bad
+        0.0
+    """
+    log_w = log_weights(model, guide, batch, num_particles)
+    some = rows_of(batch, 0, most_data)
+    try:
+        divergences = kl_per_dimension(model, guide, some, site=site)
+    except ValueError:  # dependent coordinates under a prior that is not Normal
+        divergences = torch.empty(0)
+    return Verdict(
+        elbo=float(log_w.mean()),
+        evidence=evidence(log_w),
+        tail=pareto_k(log_w),
+        split=aggregate_posterior(model, guide, some, num_particles=10),
+        kl_per_dimension=divergences,
+        active=active_units(guide, batch, site=site),
+        parameters=_count_parameters(guide),
+    )
+
+
+def compare(
+    guides: Mapping[str, Guide | tuple[Model, Guide]], model: Model | None, batch: Batch, **kwargs
+) -> "pd.DataFrame":
+    """Judge several guides on the same data, a row each.
+
+    Columns, in nats per datum where they are nats: `elbo`; `evidence` and `evidence_se`, the
+    importance-weighted estimate with K particles and its Monte Carlo error; `k_bad`, the share of data
+    with Pareto k > 0.7; `ess`, the median effective number of draws; `kl`; `mutual_information`;
+    `active_units`; `parameters`, the guide's.
+
+    Args:
+        guides: Guides by name, or (model, guide) pairs where each was trained with its own model.
+        model: The model of those given without one.
+        batch: Held-out data x, (N, ...).
+        **kwargs: As in `judge`.
+
+    Raises:
+        WeightlessError: If a guide has no density, in words.
+        ValueError: If there are no guides, or a guide comes without a model.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 2))
+        >>> compare({"exact": Exact(model)}, model, torch.zeros(5, 3))["k_bad"].item()
+        0.0
+    """
+    import pandas as pd
+
+    if not guides:
+        raise ValueError("there are no guides to compare: give at least one, by name")
+    rows = {}
+    for name, entry in guides.items():
+        of, guide = entry if isinstance(entry, tuple) else (model, entry)
+        if of is None:
+            raise ValueError(
+                f"the guide {name!r} has no model: pass model, or a (model, guide) pair"
+            )
+        rows[name] = judge(of, guide, batch, **kwargs).row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
+
+
+def _count_parameters(side: Model | Guide) -> int:
+    return sum(p.numel() for p in side.parameters()) if isinstance(side, nn.Module) else 0
