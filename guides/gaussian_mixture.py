@@ -2,11 +2,11 @@
 
 from functools import partial
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.guides.amortized import Amortized
 from ppvae.protocols import Encoder
 
@@ -19,12 +19,13 @@ class GaussianMixture(Amortized):
         q(z|x) = sum_c pi_c(x) prod_d N(z_d; m_cd(x), s_cd(x)^2)
 
     The density is exact, so the ELBO is a bound. Not a mixture over the population of data: that is
-    a matter of the objective. Gradients cost O(K^2 D) per draw. The means start apart, one N(0, 1)
-    draw each, since components that start equal stay equal.
+    a matter of the objective. The means start apart, one N(0, 1) draw each, since components that
+    start equal stay equal. The weights of components that lie far apart hardly learn: see
+    `ppvae.distributions.MixtureOfDiagNormals`.
 
     Args:
         encoder: Maps the batch x, `(N, ...)`, to features `(N, encoder.out_features)`.
-        latent_dim: The size D of the latent, at least 2.
+        latent_dim: The size D of the latent.
         components: The number K of components, at least 2.
         min_scale: The smallest s, in units of z.
         **kwargs: As in `Amortized`.
@@ -34,8 +35,7 @@ class GaussianMixture(Amortized):
 
     Raises:
         TypeError: If `encoder` has no `out_features`.
-        ValueError: If D < 2 (the pathwise gradient of the weights is wrong there) or K < 2 (the
-            weights would receive no gradient).
+        ValueError: If K < 2: the weights would receive no gradient.
 
     References:
         Jankowiak, Karaletsos (2019), Pathwise Derivatives for Multivariate Distributions,
@@ -58,11 +58,6 @@ class GaussianMixture(Amortized):
         min_scale: float = 1e-4,
         **kwargs,
     ) -> None:
-        if latent_dim < 2:
-            raise ValueError(
-                f"GaussianMixture needs latent_dim >= 2, but got {latent_dim}: in one dimension the "
-                "pathwise gradient of the mixture weights is wrong; use Flow, or two dimensions"
-            )
         if components < 2:
             raise ValueError(
                 f"GaussianMixture needs components >= 2, but got {components}: use Normal for one"
@@ -73,11 +68,11 @@ class GaussianMixture(Amortized):
             self.head.bias[: components * latent_dim].normal_()
 
 
-def gaussian_mixture(h: Tensor, components: int, min_scale: float) -> dist.MixtureOfDiagNormals:
+def gaussian_mixture(h: Tensor, components: int, min_scale: float) -> MixtureOfDiagNormals:
     """Return q(z|x), of batch shape (N,), from the head's outputs (N, K (2 D + 1))."""
     size = (h.shape[-1] // components - 1) // 2 * components  # K D
     locs, scales, logits = h.split([size, size, components], dim=-1)
-    return dist.MixtureOfDiagNormals(
+    return MixtureOfDiagNormals(
         locs.unflatten(-1, (components, -1)),  # (N, K, D)
         softplus(scales).unflatten(-1, (components, -1)) + min_scale,
         logits,

@@ -85,7 +85,9 @@ plots.training_curves(histories)
 # the five while its evidence is the best. Judge it by the second number.
 
 # %%
-plots.latent_map({name: guide for name, (_, guide) in pairs.items()}, split.test, split.test_labels)
+plots.latent_map(
+    {name: guide for name, (_, guide) in pairs.items()}, split.test, split.test_labels
+)
 
 # %% [markdown]
 # ## One trained model, other guides
@@ -113,4 +115,4 @@ compare(guides, model, split.test).round(3)
 import arviz as az
 
 trees = {name: from_pyro_svi(model, guide, split.test[:4]) for name, guide in guides.items()}
-az.plot_forest(trees, var_names=["z"], coords={"data": 0}, combined=True);
+az.plot_forest(trees, var_names=["z"], coords={"data": 0}, combined=True)

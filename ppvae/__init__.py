@@ -1,10 +1,12 @@
 """Models and guides that can be swapped, objectives that pair any two, weights that judge every pair."""
 
-from ppvae import diagnostics, guides, models, networks, objectives
+from ppvae import checkpoints, diagnostics, guides, models, networks, objectives
 from ppvae.arviz import from_pyro, from_pyro_svi
 from ppvae.batches import Batches, resolve_device
+from ppvae.checkpoints import CheckpointError
 from ppvae.diagnostics import compare
 from ppvae.pairing import PairError, check_pair
+from ppvae.runs import load
 from ppvae.svi import SVI
 from ppvae.training import History, fit
 from ppvae.weights import WeightlessError, log_weights
@@ -12,16 +14,19 @@ from ppvae.weights import WeightlessError, log_weights
 __all__ = [
     "SVI",
     "Batches",
+    "CheckpointError",
     "History",
     "PairError",
     "WeightlessError",
     "check_pair",
+    "checkpoints",
     "compare",
     "diagnostics",
     "fit",
     "from_pyro",
     "from_pyro_svi",
     "guides",
+    "load",
     "log_weights",
     "models",
     "networks",

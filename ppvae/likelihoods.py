@@ -88,8 +88,8 @@ class Laplace(_Scaled):
         ValueError: If `scale` is not positive.
 
     Example:
-        >>> Laplace(0.5)(torch.zeros(2)).log_prob(torch.zeros(2))
-        tensor([0., 0.])
+        >>> Laplace(1.0)(torch.zeros(2)).log_prob(torch.zeros(2))
+        tensor([-0.6931, -0.6931])
     """
 
     def forward(self, h: Tensor) -> dist.Laplace:

@@ -8,7 +8,16 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_factor
 from torch import Tensor, nn
 
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves
+from ppvae.protocols import (
+    DATA_PLATE,
+    Batch,
+    Guide,
+    Model,
+    batch_size,
+    forked_streams,
+    leaves,
+    local_parameters,
+)
 
 __all__ = ["PairError", "check_pair"]
 
@@ -20,7 +29,9 @@ class PairError(ValueError):
 def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
     """Check that a guide fits a model and a batch, and change nothing.
 
-    Runs both once, in evaluation mode and on a fork of the random streams, and takes one gradient.
+    Runs both once, in evaluation mode and on a fork of the random streams, and takes one gradient. An
+    autoguide that was never run makes its parameters then. Where all data share a latent, in model and
+    guide, sites may lie outside of plate "data", in plates that name all their axes.
 
     Args:
         model: Samples p(x, z).
@@ -29,8 +40,8 @@ def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
 
     Raises:
         PairError: If a latent site is missing from the guide or unknown to the model, if event
-            shapes, supports or batch sizes differ, if a site lies outside plate "data" at dim -1, if
-            the data are NaN or outside the likelihood's support, if tensors differ in device or
+            shapes, supports, plates or batch sizes differ, if a site lies outside plate "data" at dim -1
+            without need, if the data are NaN or outside the likelihood's support, if tensors differ in device or
             dtype, or if a parameter receives no gradient.
         ValueError: If the batch is empty.
 
@@ -47,11 +58,10 @@ both the same latent_dim
     size = batch_size(batch)
     _check_tensors(model, guide, batch)
     modes = [(m, m.training) for side in (model, guide) for m in _modules(side)]
-    devices = {p.device.index for p in _parameters(model, guide).values() if p.is_cuda}
     try:
         for module, _ in modes:
             module.training = False
-        with torch.random.fork_rng(devices=sorted(devices - {None})), torch.enable_grad():
+        with forked_streams(), local_parameters(), torch.enable_grad():
             _check_traces(model, guide, batch, size)
     finally:
         for module, mode in modes:
@@ -62,9 +72,13 @@ def _check_traces(model: Model, guide: Guide, batch: Batch, size: int) -> None:
     guide_trace = _run("guide", guide, batch)
     _check_latents(_run("model", model, batch), guide_trace)
     model_trace = _run("model", poutine.replay(model, trace=guide_trace), batch)
+    shared = _share_latents(model_trace, size)
     for owner, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in _sites(trace).items():
-            _check_plate(owner, name, site, size)
+            lenient = shared or site["infer"].get("is_auxiliary")
+            (_check_axes if lenient else _check_plate)(owner, name, site, size)
+    if shared:
+        _check_same_plates(model_trace, guide_trace)
     for name, site in _sites(model_trace).items():
         if site["is_observed"] and not site_is_factor(site):
             _check_observed(name, site)
@@ -75,6 +89,12 @@ def _run(owner: str, fn: Callable[[Batch], None], batch: Batch) -> Trace:
     try:
         return prune_subsample_sites(poutine.trace(fn).get_trace(batch))
     except Exception as error:
+        for name, leaf in leaves(batch).items():
+            if missing := _count_missing(leaf):
+                raise PairError(
+                    f"the {owner} does not run on the batch, where {missing} of {len(leaf)} data "
+                    f"of {name!r} hold NaN: remove or fill them"
+                ) from error
         described = ", ".join(f"{n}: {_describe(leaf)}" for n, leaf in leaves(batch).items())
         raise PairError(
             f"the {owner} does not run on the batch ({described}): {_first_line(error)}. Its networks "
@@ -108,12 +128,12 @@ def _check_tensors(model: Model, guide: Guide, batch: Batch) -> None:
 def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
     in_model = {n: s for n, s in _sites(model_trace).items() if not s["is_observed"]}
     in_guide = {n: s for n, s in _sites(guide_trace).items() if not s["is_observed"]}
-    for name in in_model.keys() - in_guide.keys():
+    for name in (name for name in in_model if name not in in_guide):
         raise PairError(
             f"site {name!r}: the model samples it, but the guide, with {sorted(in_guide)}, does not: "
             f"take a guide for this model, or add pyro.sample({name!r}, ...) to it"
         )
-    for name in in_guide.keys() - in_model.keys():
+    for name in (name for name in in_guide if name not in in_model):
         if not in_guide[name]["infer"].get("is_auxiliary"):
             raise PairError(
                 f"site {name!r}: the guide samples it, but the model, with {sorted(in_model)}, does "
@@ -138,8 +158,46 @@ def _inside(p: torch.distributions.Distribution, value: Tensor) -> bool:
     return bool(p.support.check(value).all())
 
 
+def _share_latents(model_trace: Trace, size: int) -> bool:
+    """Return whether all data share a latent: it lies in no plate of the data's size."""
+    latents = [site for site in _sites(model_trace).values() if not site["is_observed"]]
+    return any(all(frame.size != size for frame in s["cond_indep_stack"]) for s in latents)
+
+
+def _check_axes(owner: str, name: str, site: dict, size: int) -> None:
+    frames, shape = _frames(site), site["fn"].batch_shape
+    if DATA_PLATE in frames:
+        _check_data_plate(owner, name, frames, size)
+    named = {frame.dim for frame in frames.values()}
+    bare = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in named]
+    if bare:
+        raise PairError(
+            f"site {name!r}: the {owner} gives it batch shape {tuple(shape)}, but of its axes {bare} no "
+            f'plate: sample it in pyro.plate("{DATA_PLATE}", N, dim=-1) if each datum has its own, in '
+            "another plate, or declare axes with .to_event(...)"
+        )
+
+
+def _check_same_plates(model_trace: Trace, guide_trace: Trace) -> None:
+    guided = _sites(guide_trace)
+    for name, site in _sites(model_trace).items():
+        if not site["is_observed"] and _frames(site).keys() != _frames(guided[name]).keys():
+            raise PairError(
+                f"site {name!r}: the model samples it in plates {sorted(_frames(site))}, but the guide "
+                f"in {sorted(_frames(guided[name]))}: sample it in the same plates"
+            )
+
+
 def _check_plate(owner: str, name: str, site: dict, size: int) -> None:
-    frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+    _check_data_plate(owner, name, _frames(site), size)
+    if site["fn"].batch_shape not in ((size,), ()):
+        raise PairError(
+            f"site {name!r}: the {owner} gives it batch shape {tuple(site['fn'].batch_shape)} where "
+            f"({size},) is due: declare the other axes with .to_event(...)"
+        )
+
+
+def _check_data_plate(owner: str, name: str, frames: dict, size: int) -> None:
     frame = frames.get(DATA_PLATE)
     if frame is None or frame.dim != -1:
         found = (
@@ -154,11 +212,6 @@ def _check_plate(owner: str, name: str, site: dict, size: int) -> None:
             f'site {name!r}: the {owner}\'s plate "{DATA_PLATE}" has size {frame.size}, but the batch '
             f"{size} data: take the size from the batch"
         )
-    if site["fn"].batch_shape not in ((size,), ()):
-        raise PairError(
-            f"site {name!r}: the {owner} gives it batch shape {tuple(site['fn'].batch_shape)} where "
-            f"({size},) is due: declare the other axes with .to_event(...)"
-        )
 
 
 def _check_observed(name: str, site: dict) -> None:
@@ -171,7 +224,7 @@ def _check_observed(name: str, site: dict) -> None:
         )
     if isinstance(site["mask"], Tensor):
         return  # what is masked is missing, and its place may hold anything
-    if missing := int(value.isnan().flatten(1).any(1).sum()) if value.is_floating_point() else 0:
+    if missing := _count_missing(value):
         raise PairError(
             f"site {name!r}: {missing} of {len(value)} data hold NaN: remove or fill them"
         )
@@ -181,6 +234,10 @@ def _check_observed(name: str, site: dict) -> None:
             f"{fn.support}, with values in [{float(value.min()):g}, {float(value.max()):g}]: binarize "
             "or rescale them, or choose a likelihood for such data"
         )
+
+
+def _count_missing(value: Tensor) -> int:
+    return int(value.isnan().reshape(len(value), -1).any(1).sum())
 
 
 def _check_gradients(model: Model, guide: Guide, model_trace: Trace, guide_trace: Trace) -> None:
@@ -199,6 +256,10 @@ def _check_gradients(model: Model, guide: Guide, model_trace: Trace, guide_trace
             f"no gradient reaches {', '.join(idle)}: use them in the forward pass, or exclude them "
             "with requires_grad_(False)"
         )
+
+
+def _frames(site: dict) -> dict[str, object]:
+    return {frame.name: frame for frame in site["cond_indep_stack"]}
 
 
 def _sites(trace: Trace) -> dict[str, dict]:

@@ -56,20 +56,20 @@ class FixedPrior(nn.Module):
         return self.distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        _move(self.distribution, fn)
+        _move(self.distribution, fn, frozenset())
         return super()._apply(fn, recurse)
 
 
-def _move(node: object, fn: Callable[[Tensor], Tensor]) -> object:
+def _move(node: object, fn: Callable[[Tensor], Tensor], seen: frozenset[int]) -> object:
     """Return `node` with `fn` applied to its tensors, in place for distributions and transforms."""
     if isinstance(node, Tensor):
         return fn(node)
-    if isinstance(node, (list, tuple)):
-        return type(node)(_move(child, fn) for child in node)
-    if isinstance(node, (torch.distributions.Distribution, torch.distributions.Transform)):
+    if isinstance(node, (list, tuple)) and not isinstance(node, torch.Size):
+        return type(node)(_move(child, fn, seen) for child in node)
+    known = (torch.distributions.Distribution, torch.distributions.Transform)
+    if isinstance(node, known) and id(node) not in seen:  # a transform and its inverse form a ring
         for name, child in vars(node).items():
-            if not isinstance(child, torch.Size):
-                vars(node)[name] = _move(child, fn)
+            vars(node)[name] = _move(child, fn, seen | {id(node)})
     return node
 
 

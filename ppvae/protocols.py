@@ -15,11 +15,19 @@ The shape contract, relied on by every objective and diagnostic:
 4. A guide site without a usable density is a `Delta`, or says why in `infer={"weightless": "..."}`;
    importance weights then do not exist and `log_weights` refuses.
 5. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
+
+Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A latent
+outside of the data plate belongs to all data at once, and so do the weights of its pair: `log_weights`.
+What takes one batch takes a mapping where a model has several inputs: `model({"x": x, "y": y})`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import pyro
+import torch
+from pyro.nn import module as pyro_module
 from torch import Tensor
 
 __all__ = [
@@ -29,7 +37,9 @@ __all__ = [
     "Guide",
     "Model",
     "batch_size",
+    "forked_streams",
     "leaves",
+    "local_parameters",
     "map_batch",
     "rows_of",
 ]
@@ -113,13 +123,15 @@ def batch_size(batch: Batch) -> int:
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Return the batch with `function` applied to each of its tensors.
 
+    Raises:
+        TypeError: If the batch is neither a tensor nor a mapping of tensors.
+
     Example:
         >>> map_batch(lambda leaf: leaf[:2], torch.zeros(3, 4)).shape
         torch.Size([2, 4])
     """
-    if isinstance(batch, Mapping):
-        return {name: function(leaf) for name, leaf in batch.items()}
-    return function(batch)
+    mapped = {name: function(leaf) for name, leaf in leaves(batch).items()}
+    return mapped if isinstance(batch, Mapping) else mapped["x"]
 
 
 def rows_of(batch: Batch, start: int, count: int) -> Batch:
@@ -130,3 +142,53 @@ def rows_of(batch: Batch, start: int, count: int) -> Batch:
         tensor([3, 4])
     """
     return map_batch(lambda leaf: leaf[start : start + count], batch)
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Let PyroModules keep their parameters to themselves, and Pyro's parameter store be as it was.
+
+    Pyro identifies parameters by name, across the process: a second `AutoNormal` would receive those of
+    the first. What plain Pyro left in the store can be read here, and what is added is dropped.
+
+    Example:
+        >>> with local_parameters():
+        ...     _ = pyro.param("loc", torch.zeros(2))
+        >>> len(pyro.get_param_store())
+        0
+    """
+    store, context = pyro.get_param_store(), pyro_module._Context
+    if isinstance(vars(context).get("param_state"), _NoState):  # within ourselves
+        yield
+        return
+    context.param_state = _NoState()
+    try:
+        with (
+            store.scope(store.get_state()),
+            pyro.settings.context(module_local_params=True),
+        ):
+            yield
+    finally:
+        del context.param_state
+
+
+class _NoState:
+    """The empty store of a PyroModule made outside: Pyro gives one to those made inside only."""
+
+    def __get__(self, instance: object, owner: type) -> dict[str, dict]:
+        return {"params": {}, "constraints": {}}
+
+
+@contextmanager
+def forked_streams() -> Iterator[None]:
+    """Put torch's random streams back afterwards, those of CUDA included.
+
+    Example:
+        >>> with forked_streams():
+        ...     inside = torch.rand(())
+        >>> bool(inside == torch.rand(()))
+        True
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield

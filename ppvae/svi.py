@@ -8,17 +8,31 @@ from functools import partial
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 
 from ppvae.objectives import IWELBO, Objective
-from ppvae.protocols import Batch, Guide, Model, batch_size
-from ppvae.weights import evaluating
+from ppvae.protocols import (
+    DATA_PLATE,
+    Batch,
+    Guide,
+    Model,
+    batch_size,
+    forked_streams,
+    local_parameters,
+)
+from ppvae.weights import check_autoguide, evaluating, is_delta, latent_sites
 
 __all__ = ["SVI"]
 
@@ -35,6 +49,12 @@ class SVI:
     `step` waits for the device, provided that the modules do not: Pyro's validation does, and is
     therefore on for the first step only, or while `validate` is set.
 
+    Pyro's autoguides and other modules that make their parameters when they first see data do so on
+    the first batch, and the optimizer is built after that: see `prepare`. Latents that all data share
+    may lie outside of plate "data". Minibatches then need `pyro.plate("data", size, subsample_size=...)`
+    in the model, which scales their likelihood; the loss is per datum of that size. `pyro.param` outside
+    of a PyroModule is refused: nothing would train it.
+
     Args:
         model: Samples p(x, z).
         guide: Samples q(z | x).
@@ -50,7 +70,8 @@ class SVI:
     Raises:
         TypeError: If `optim` is an optimizer instead of a way to make one, or the loss has no
             differentiable form.
-        ValueError: If there is nothing to train, or a group matches no parameter.
+        ValueError: If there is nothing to train, or a group matches no parameter; from the first batch
+            on where parameters are made then.
 
     Example:
         >>> from ppvae.guides import Normal
@@ -75,26 +96,47 @@ class SVI:
         clip_value: float | None = None,
     ) -> None:
         self.model, self.guide, self.loss = model, guide, _own(loss)
-        self.parameters = dict(_named_parameters(model, guide))
-        if not self.parameters:
-            raise ValueError("there is nothing to train: neither model nor guide has parameters")
         if isinstance(optim, PyroOptim):
             optim, clips = _unwrap(optim)
             clip_norm = clips.get("clip_norm", clip_norm)
             clip_value = clips.get("clip_value", clip_value)
-        self.optimizer = _optimizer(optim, _grouped(self.parameters, groups or {}))
-        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        _require_maker(optim)
+        self._makers = optim, groups or {}, scheduler
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.optimizer: Optimizer | None = None  # until there are parameters
+        self.scheduler: LRScheduler | None = None
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.validate = True  # for the next step
         self.records: list[dict[str, float]] = []  # what `fit` has recorded, an epoch each
+        if not _awaits_data(model, guide):
+            self._build()
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(iter(self.parameters.values())).device
+        """Where the parameters are; before `prepare`, where tensors of the modules are, or new ones."""
+        tensors = iter(self.parameters.values())
+        if not self.parameters:
+            sides = [side for side in (self.model, self.guide) if isinstance(side, nn.Module)]
+            tensors = (t for side in sides for t in (*side.parameters(), *side.buffers()))
+        return next((tensor.device for tensor in tensors), torch.get_default_device())
+
+    def prepare(self, *args: Batch, **kwargs) -> None:
+        """Let modules make the parameters that they make from data, and build the optimizer.
+
+        `step` and `evaluate` do so first. Needed before `load_state_dict`, for a fresh autoguide. Runs
+        the pair once in evaluation mode and on a fork of the random streams, or does nothing if there
+        is nothing to wait for.
+        """
+        if self.optimizer is not None:
+            return
+        with evaluating(self.model, self.guide), forked_streams():
+            guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            poutine.replay(self.model, trace=guide_trace)(*args, **kwargs)
+        self._build()
 
     def step(self, *args: Batch, **kwargs) -> Tensor:
         """Move the parameters once, and return the loss in nats per datum: 0-d, detached, on the device."""
+        self.prepare(*args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if self.validate else pyro.validation_enabled(False):
             loss = self._loss_per_datum(*args, **kwargs)
@@ -111,6 +153,7 @@ class SVI:
 
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
         """Return the loss in nats per datum, in evaluation mode, and change nothing."""
+        self.prepare(*args, **kwargs)
         with evaluating(self.model, self.guide):
             return self._loss_per_datum(*args, **kwargs)
 
@@ -126,8 +169,14 @@ class SVI:
         """Take up what `state_dict` returned.
 
         Raises:
-            ValueError: If the state lacks a part of this SVI, or has another.
+            ValueError: If the state lacks a part of this SVI, or has another, or parameters are still
+                to be made by `prepare`.
         """
+        if self.optimizer is None:
+            raise ValueError(
+                "there are no parameters to load into yet, since the modules make theirs when they "
+                "first see data: call svi.prepare(batch) first"
+            )
         parts = self._parts()
         if parts.keys() != state.keys():
             raise ValueError(
@@ -143,9 +192,37 @@ class SVI:
         steppers = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         return stateful | {name: part for name, part in steppers.items() if part is not None}
 
+    def _build(self) -> None:
+        optim, groups, scheduler = self._makers
+        self.parameters = dict(_named_parameters(self.model, self.guide))
+        if not self.parameters:
+            raise ValueError(
+                "there is nothing to train: neither model nor guide has parameters, as modules have "
+                "them; what pyro.param makes is not seen here"
+            )
+        self.optimizer = _optimizer(optim, _grouped(self.parameters, groups))
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+
     def _loss_per_datum(self, *args: Batch, **kwargs) -> Tensor:
-        total = _differentiable_loss(self.loss, self.model, self.guide, *args, **kwargs)
-        return total / (batch_size(args[0]) if args else 1)
+        size = batch_size(args[0]) if args else 1
+        if args:
+            check_autoguide(self.guide, args[0])
+        known = set(pyro.get_param_store().keys())
+        with local_parameters(), _WholeData() as data:
+            total = _differentiable_loss(self.loss, self.model, self.guide, *args, **kwargs)
+            if self.validate:
+                self._refuse_foreign(known)
+        return total / (data.size or size)
+
+    def _refuse_foreign(self, known: set[str]) -> None:
+        """Raise if `pyro.param` made a parameter that no module has, so that it would stay as it is."""
+        ours = {id(parameter) for parameter in self.parameters.values()}
+        for name, parameter in pyro.get_param_store().named_parameters():
+            if name not in known and id(parameter) not in ours:
+                raise ValueError(
+                    f"pyro.param({name!r}, ...) makes a parameter that belongs to no module, so that "
+                    "nothing would train it: make it an nn.Parameter, or a PyroParam of a PyroModule"
+                )
 
 
 def _own(loss: Loss) -> Loss:
@@ -179,8 +256,33 @@ def _differentiable_loss(loss: Loss, *args, **kwargs) -> Tensor:
     for traces in loss._get_traces(model, guide, rest, kwargs):
         with _NoItem():
             value, surrogate = loss._differentiable_loss_particle(*traces)
-        total = total + (value + surrogate - surrogate.detach()) / loss.num_particles
+        value = value + surrogate - surrogate.detach()
+        if isinstance(loss, TraceMeanField_ELBO):
+            value = value + _log_volume(traces[1])
+        total = total + value / loss.num_particles
     return total
+
+
+def _log_volume(guide_trace: Trace) -> Tensor | float:
+    """Return the log densities of `Delta` sites, which Pyro's KL to them leaves out (1.9.2).
+
+    Autoguides put the Jacobian there by which a latent is brought onto its support.
+    """
+    latents = latent_sites(guide_trace).values()
+    return sum(site["log_prob"].sum() for site in latents if is_delta(site["fn"]))
+
+
+class _WholeData(Messenger):
+    """Notes how many data the data plate stands for: more than the batch has, if it is subsampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size: int | None = None
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == DATA_PLATE:
+                self.size = frame.full_size
 
 
 class _NoItem(TorchFunctionMode):
@@ -192,6 +294,16 @@ class _NoItem(TorchFunctionMode):
         if func is torch.Tensor.item:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
+
+
+def _awaits_data(model: Model, guide: Guide) -> bool:
+    """Return whether a side makes its parameters when it first sees data."""
+    parts = [part for s in (model, guide) if isinstance(s, nn.Module) for part in s.modules()]
+    return any(
+        (isinstance(part, AutoGuide) and part.prototype_trace is None)
+        or any(is_lazy(parameter) for parameter in part.parameters(recurse=False))
+        for part in parts
+    )
 
 
 def _named_parameters(model: Model, guide: Guide) -> Iterator[tuple[str, nn.Parameter]]:
@@ -221,12 +333,15 @@ def _grouped(
     ]
 
 
-def _optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, object]]) -> Optimizer:
+def _require_maker(optim: object) -> None:
     if isinstance(optim, Optimizer) or not callable(optim):
         raise TypeError(
             f"optim must make the optimizer, such as partial(torch.optim.Adam, lr=1e-3), but is "
             f"{type(optim).__name__}"
         )
+
+
+def _optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, object]]) -> Optimizer:
     options = inspect.signature(optim).parameters
     undecided = all(
         name in options and options[name].default is None for name in ("fused", "foreach")
@@ -236,7 +351,7 @@ def _optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, object]])
 
 def _unwrap(optim: PyroOptim) -> tuple[Callable[..., Optimizer], Mapping[str, float]]:
     arguments, clips = optim.pt_optim_args, optim.pt_clip_args
-    if callable(arguments) or callable(clips) or "optimizer" in arguments:
+    if callable(arguments) or callable(clips) or isinstance(optim, PyroLRScheduler):
         raise TypeError(
             f"this {type(optim).__name__} decides per parameter or schedules its learning rate: pass "
             "partial(torch.optim.Adam, lr=1e-3) instead, with groups= and scheduler="

@@ -1,17 +1,20 @@
 """Epochs of training, with progress, validation and a record of each."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from ppvae import checkpoints
 from ppvae.batches import Batches
-from ppvae.objectives import Objective
+from ppvae.failures import Snapshot, explain
+from ppvae.objectives import IWELBO, Objective, log_mean_exp
 from ppvae.pairing import check_pair
 from ppvae.protocols import Batch, map_batch
 from ppvae.protocols import batch_size as number_of_data
@@ -30,7 +33,8 @@ class History:
     """What training recorded: one row per epoch, in nats per datum.
 
     Columns: `epoch`, `loss`, the terms that the objective names, `validation_elbo` where asked for
-    (`validation_loss` for a guide without a density), and `seconds`.
+    (with `validation_bound`, the importance-weighted one, under `IWELBO`; only `validation_loss` for a
+    guide without a density), and `seconds`.
 
     Example:
         >>> history = History([{"epoch": 1, "loss": 3.0, "seconds": 0.1}])
@@ -73,24 +77,34 @@ def fit(
     *,
     epochs: int,
     validation: Batch | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
+    patience: int | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> History:
     """Train a pair for some epochs, and return the record of every epoch it has had.
 
     A second call goes on where the first ended. An interruption loses nothing: `svi.records` keeps what
-    was recorded. The pair is checked on the first batch, and Pyro's validation sees every datum of the
-    first epoch once.
+    was recorded, and with `checkpoint` a run that was killed at any moment and resumed ends bitwise
+    where it would have ended (on a CPU). The pair is checked on the first batch, and Pyro's validation
+    sees every datum of the first epoch once.
 
     Args:
         svi: The step to repeat.
         data: x: the whole set `(N, ...)`, which is moved to the device and shuffled there, or any
             iterable of batches that can be iterated anew each epoch, such as `Batches`.
-        epochs: How many times to go through the data.
+        epochs: How many times to go through the data; with `resume`, how many epochs the run has in
+            all.
         validation: A held-out set; its ELBO is recorded, computed in evaluation mode on the same
             random numbers every epoch, without touching those of training.
-        batch_size: Of the minibatches, where `data` is a whole set.
+        batch_size: Of the minibatches, where `data` is a whole set; 128, or N where that is less.
+        patience: Stop after this many epochs without a better validation ELBO (bound under `IWELBO`,
+            training loss without `validation`), and go back to the best epoch: weights, optimizer and
+            schedules together.
+        checkpoint: A folder for the run: its last and its best checkpoint, and `history.jsonl`.
+        resume: Whether to go on from the last checkpoint, if there is one.
         callbacks: Functions of (svi, history), called after each epoch.
         progress: Whether to show a bar, in a terminal or a notebook; a log file gets none.
 
@@ -99,8 +113,11 @@ def fit(
 
     Raises:
         PairError: If model, guide and first batch do not fit together, in words.
-        ValueError: If the data are empty, or `epochs` is negative.
-        FloatingPointError: If the loss of an epoch is not finite, naming the terms.
+        ValueError: If the data are empty, `epochs` is negative, or `patience` is not positive.
+        FileExistsError: If the folder holds a run already, and `resume` is not set.
+        CheckpointError: If the checkpoint to resume from is damaged, or of something else.
+        FloatingPointError: If a loss is not finite, naming step, term and site; the last checkpoint
+            is of the epoch before.
 
     Example:
         >>> from functools import partial
@@ -116,13 +133,22 @@ def fit(
     """
     if epochs < 0:
         raise ValueError(f"epochs must not be negative, but is {epochs}")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience must be at least 1, but is {patience}")
     history = History(svi.records)
     batches = _batches(data, batch_size, svi.device, epoch=len(history))
     held_out = None if validation is None else _moved(validation, svi.device)
-    with tqdm(total=epochs, desc="epochs", disable=None if progress else True) as bar:
-        for index in range(epochs):
+    if checkpoint is not None:
+        _open(checkpoint, svi, batches, resume=resume)
+    until = epochs if resume else len(history) + epochs
+    best = Snapshot(svi, batches)
+    with tqdm(
+        initial=len(history), total=until, desc="epochs", disable=None if progress else True
+    ) as bar:
+        first = True
+        while len(history) < until and not _stale(history, patience):
             start = time.perf_counter()
-            record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=index == 0)}
+            record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=first)}
             if held_out is not None:
                 record |= _validate(svi, held_out)
             record["seconds"] = time.perf_counter() - start
@@ -130,20 +156,74 @@ def fit(
             _advance_scheduler(svi, record)
             for callback in callbacks:
                 callback(svi, history)
+            improved = _best_epoch(history) == len(history)
+            if improved and patience is not None:
+                best = Snapshot(svi, batches)
+            if checkpoint is not None:
+                checkpoints.save(checkpoint, svi, sampler=_sampler(batches), best=improved)
+                checkpoints.write_history(checkpoint, history.records)
             shown = ("loss", "validation_elbo", "validation_loss")
             bar.set_postfix({name: f"{record[name]:.5g}" for name in shown if name in record})
             bar.update()
+            first = False
+    if patience is not None and checkpoint is not None:
+        records = list(svi.records)
+        checkpoints.load(checkpoint, svi, "best")
+        svi.records[:] = records
+    elif patience is not None:
+        best.restore_parts(svi)
     return history
 
 
 def _batches(
-    data: Batch | Iterable[Batch], size: int, device: torch.device, epoch: int
+    data: Batch | Iterable[Batch], size: int | None, device: torch.device, epoch: int
 ) -> Iterable[Batch]:
-    if not isinstance(data, (Tensor, Mapping)):
+    if not isinstance(data, (Tensor, Mapping, np.ndarray)):
         return data
     batches = Batches(data, size, device=device)
     batches.epoch = epoch
     return batches
+
+
+def _open(folder: str | Path, svi: SVI, batches: Iterable[Batch], *, resume: bool) -> None:
+    """Take up the run in a folder, or make sure that there is none to overwrite."""
+    if not checkpoints.exists(folder):
+        return
+    if not resume:
+        raise FileExistsError(
+            f"{folder} holds a run of {checkpoints.read_meta(folder)['epoch']} epochs: pass resume=True "
+            "to go on, or name another folder"
+        )
+    meta = checkpoints.load(folder, svi)
+    if isinstance(batches, Batches) and meta["sampler"]:
+        batches.load_state_dict(meta["sampler"])
+    checkpoints.set_random_state(meta["random"])
+    checkpoints.write_history(folder, svi.records)
+
+
+def _sampler(batches: Iterable[Batch]) -> dict[str, int]:
+    return batches.state_dict() if isinstance(batches, Batches) else {}
+
+
+def _score(record: Mapping[str, float]) -> float:
+    """Return what a better epoch has more of."""
+    for bound in ("validation_bound", "validation_elbo"):
+        if bound in record:
+            return record[bound]
+    return -record.get("validation_loss", record["loss"])
+
+
+def _best_epoch(history: History) -> int:
+    """Return the number of the best epoch so far, counted from 1; the first of equals."""
+    return 1 + max(range(len(history)), key=lambda i: _score(history.records[i]))
+
+
+def _stale(history: History, patience: int | None) -> bool:
+    return (
+        patience is not None
+        and len(history) > 0
+        and len(history) - _best_epoch(history) >= patience
+    )
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -152,7 +232,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, float]:
     """Train for one epoch, and return the means of the loss and its terms over the data."""
-    count, sums = 0, {}
+    start = Snapshot(svi, batches)
+    count, sums, losses = 0, {}, []
     for index, batch in enumerate(batches):
         batch = _moved(batch, svi.device)
         if first:
@@ -161,6 +242,7 @@ def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, floa
             svi.validate = True
         size = number_of_data(batch)
         terms = {"loss": svi.step(batch)}
+        losses.append(terms["loss"])
         if isinstance(svi.loss, Objective):
             terms |= svi.loss.record
         for name, term in terms.items():  # tensors: no number is read before the epoch ends
@@ -171,29 +253,40 @@ def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, floa
             "there are no data to train on: the iterable of batches is empty, or a generator that was "
             "used up; pass something that can be iterated anew each epoch"
         )
-    means = {name: float(total) / count for name, total in sums.items()}
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-            f"the loss of epoch {len(svi.records) + 1} is not finite: {means}. Lower the learning rate, "
-            "clip gradients with SVI(..., clip_norm=...), or bound the scales from below"
-        )
-    return means
+    _require_finite(svi, batches, start, torch.stack(losses))
+    return {name: float(total) / count for name, total in sums.items()}
+
+
+def _require_finite(svi: SVI, batches: Iterable[Batch], start: Snapshot, losses: Tensor) -> None:
+    finite = losses.isfinite().tolist()
+    if all(finite):
+        return
+    index, epoch = finite.index(False), len(svi.records) + 1
+    value = float(losses[index])
+    raise FloatingPointError(
+        f"the loss is {value} at step {index + 1} of {len(finite)} in epoch {epoch}: "
+        f"{explain(svi, batches, start, index)}. Lower the learning rate, clip gradients with "
+        "SVI(..., clip_norm=...), or bound scales from below; the pair is as it was before that step"
+    )
 
 
 def _validate(svi: SVI, held_out: Batch) -> dict[str, float]:
     devices = [svi.device] if svi.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)  # common random numbers: epochs differ by their weights alone
+        weighted = isinstance(svi.loss, IWELBO)
         try:
-            return {
-                "validation_elbo": float(log_weights(svi.model, svi.guide, held_out, 1).mean())
-            }
+            log_w = log_weights(
+                svi.model, svi.guide, held_out, svi.loss.num_particles if weighted else 1
+            )
         except WeightlessError:
             return {"validation_loss": float(svi.evaluate(held_out))}
+        bound = {"validation_bound": float(log_mean_exp(log_w).mean())} if weighted else {}
+        return {"validation_elbo": float(log_w.mean())} | bound
 
 
 def _advance_scheduler(svi: SVI, record: dict[str, float]) -> None:
     if isinstance(svi.scheduler, ReduceLROnPlateau):
-        svi.scheduler.step(-record.get("validation_elbo", -record["loss"]))
+        svi.scheduler.step(-_score(record))
     elif svi.scheduler is not None:
         svi.scheduler.step()

@@ -1,4 +1,4 @@
-"""Figures show what they are given, and leave no state; data sets are split by seed."""
+"""Figures show what they are given, and leave no state."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -76,20 +76,3 @@ def test_plots_refuse_in_words(judged):
 def test_one_latent_dimension_can_be_drawn():
     guide = Normal(MLP(64, 8), latent_dim=1)
     assert plots.latent_map({"a": guide}, digits().test[:30], torch.arange(30) % 3).axes
-
-
-def test_digits_are_split_by_seed():
-    split, same, other = digits(), digits(), digits(seed=1)
-    assert torch.equal(split.train, same.train)
-    assert not torch.equal(split.train, other.train)
-    assert len(split.train) + len(split.test) == 1797
-    assert len(split.train_labels) == len(split.train)
-    assert set(split.train.unique().tolist()) == {0.0, 1.0}
-    assert digits(binarize=False).train.unique().tolist() == [i / 16 for i in range(17)]
-    assert split.to("cpu").test.shape == (359, 64)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
-def test_digits_refuse_an_empty_part(share):
-    with pytest.raises(ValueError, match="test_share"):
-        digits(test_share=share)

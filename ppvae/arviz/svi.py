@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pyro
-import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -26,11 +24,13 @@ from ppvae.arviz.tree import (
 from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves, rows_of
 from ppvae.weights import (
     CHUNK,
+    Plan,
     WeightlessError,
     evaluating,
-    per_datum,
-    refuse_weightless,
+    particles,
+    plan_of,
     trace_pair,
+    weigh,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def from_pyro_svi(
 
     Returns:
         The groups, of dims (chain = 1, draw = S, data = N, ...). A latent outside of the data plate
-        has no dim data, and makes log_weight one of all data, (chain, draw).
+        has no dim data, and makes log_weight one of all data, (chain, draw): `evidence` and `pareto_k`
+        take them as `(S, 1)`. Auxiliary sites, as autoguides have them, are left out.
 
     Raises:
         ValueError: If the batch is empty, `draws` is not positive, `coords` or `dims` do not fit, or
@@ -99,11 +100,12 @@ def from_pyro_svi(
     if draws < 1:
         raise ValueError(f"draws must be at least 1, but is {draws}")
     with evaluating(model, guide):
-        layouts = layouts_of(_one_draw(model, guide, rows_of(batch, 0, 1)))
+        plan = plan_of(model, guide, batch)
+        layouts = layouts_of(_one_draw(model, guide, rows_of(batch, 0, size if plan.whole else 1)))
         local = all(DATA_PLATE in layout.plates for layout in layouts.values())
-        rows = max(1, min(size, CHUNK // draws)) if local else size  # one draw of what is shared
+        rows = plan.rows(size, CHUNK, draws) if local else size  # one draw of what is shared
         columns = [
-            _column(model, guide, rows_of(batch, start, rows), draws)
+            _column(model, guide, rows_of(batch, start, rows), draws, plan)
             for start in range(0, size, rows)
         ]
     groups = join(columns, dim=1)
@@ -130,27 +132,31 @@ def _one_draw(model: Model, guide: Guide, batch: Batch) -> Trace:
     return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
 
 
-def _column(model: Model, guide: Guide, batch: Batch, draws: int) -> Groups:
+def _column(model: Model, guide: Guide, batch: Batch, draws: int, plan: Plan) -> Groups:
     """Return all draws of some data: `(S, N, ...)` by group and site."""
     trace, size = _one_draw(model, guide, batch), batch_size(batch)
-    layouts, most = layouts_of(trace), max(1, CHUNK // size)
-    counts = [min(most, draws - start) for start in range(0, draws, most)]
-    groups = join([_block(model, guide, batch, layouts, (n, size)) for n in counts], dim=0)
-    return groups | {"observed_data": read(trace, layouts, ["observed"], 1)}
+    layouts, counts = layouts_of(trace), plan.counts(size, CHUNK, draws)
+    blocks = [_block(model, guide, batch, layouts, (n, size), plan) for n in counts]
+    return join(blocks, dim=0) | {"observed_data": read(trace, layouts, ["observed"], 1)}
 
 
 def _block(
-    model: Model, guide: Guide, batch: Batch, layouts: Layouts, shape: tuple[int, int]
+    model: Model,
+    guide: Guide,
+    batch: Batch,
+    layouts: Layouts,
+    shape: tuple[int, int],
+    plan: Plan,
 ) -> Groups:
     """Return a block of draws and data, `shape` = (S, N), small enough for the device."""
     draws = shape[0]
-    model_trace, guide_trace = trace_pair(model, guide, batch, draws)
-    simulate = pyro.plate("particles", draws, dim=-2)(_Simulate()(model))
+    model_trace, guide_trace = trace_pair(model, guide, batch, draws, dim=plan.dim)
+    simulate = particles(_Simulate()(model), draws, plan.dim)
     replicate = poutine.trace(poutine.replay(simulate, trace=guide_trace)).get_trace(batch)
     prior = poutine.trace(simulate).get_trace(batch)
     return {
         "posterior": read(model_trace, layouts, VARIABLES, draws),
-        "sample_stats": _log_weight(model_trace, guide_trace, layouts, shape),
+        "sample_stats": _log_weight((model_trace, guide_trace), shape, plan),
         "log_likelihood": read(model_trace, layouts, ["observed"], draws, "log_prob"),
         "log_prior": read(model_trace, layouts, ["latent"], draws, "log_prob"),
         "posterior_predictive": read(replicate, layouts, ["observed"], draws),
@@ -160,20 +166,11 @@ def _block(
 
 
 def _log_weight(
-    model_trace: Trace, guide_trace: Trace, layouts: Layouts, shape: tuple[int, int]
+    traces: tuple[Trace, Trace], shape: tuple[int, int], plan: Plan
 ) -> dict[str, Tensor]:
     """Return the log weights `(S, N)`, or `(S,)` where data share a latent; none without density."""
     try:
-        refuse_weightless(guide_trace)
+        log_w = weigh(traces, shape, plan)
     except WeightlessError:
         return {}
-    shared = any(v.kind == "latent" and DATA_PLATE not in v.plates for v in layouts.values())
-    log_p, log_q = (_log_density(trace, shape, shared) for trace in (model_trace, guide_trace))
-    return {"log_weight": (log_p - log_q).cpu()}
-
-
-def _log_density(trace: Trace, shape: tuple[int, int], shared: bool) -> Tensor:
-    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
-    if shared:
-        return sum(site["log_prob"].sum(-1) for site in sites.values())  # of (S, 1) or (S, N)
-    return sum(per_datum(n, site["log_prob"], torch.Size(shape)) for n, site in sites.items())
+    return {"log_weight": (log_w[:, 0] if plan.joint else log_w).cpu()}

@@ -12,6 +12,8 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppvae.weights import log_prob_of
+
 if TYPE_CHECKING:
     from xarray import DataTree
 
@@ -96,7 +98,8 @@ def read(
     for name, layout in layouts.items():
         if layout.kind in kinds:
             axes = layout.shape if key == "value" else layout.shape[: len(layout.plates)]
-            value = trace.nodes[name][key].detach().cpu()
+            site = trace.nodes[name]
+            value = (log_prob_of(site) if key == "log_prob" else site[key]).detach().cpu()
             lead = (
                 draws if value.numel() == draws * prod(axes) else 1
             )  # 1: it has no latent parent

@@ -1,5 +1,6 @@
 """All diagnostics of a pair at once, and of several pairs side by side."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from ppvae.diagnostics.latent import (
     kl_per_dimension,
 )
 from ppvae.protocols import Batch, Guide, Model, rows_of
-from ppvae.weights import log_weights
+from ppvae.weights import WeightlessError, evaluating, log_weights, plan_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,34 +30,37 @@ class Verdict:
 
     Attributes:
         elbo: The mean log weight, in nats per datum.
-        evidence: As in `evidence`.
-        tail: As in `pareto_k`.
-        split: As in `aggregate_posterior`.
+        evidence: As in `evidence`; of all data together where they share a latent.
+        tail: As in `pareto_k`, likewise.
+        split: As in `aggregate_posterior`; None where it does not apply.
         kl_per_dimension: (D,), as in `kl_per_dimension`; empty where it has no form.
-        active: (D,) booleans, as in `active_units`.
+        active: (D,) booleans, as in `active_units`; empty where data share the latent.
         parameters: How many the guide has.
+        size: The number of data that the weights, one each or one for all, are of.
     """
 
     elbo: float
     evidence: Evidence
     tail: Pareto
-    split: AggregatePosterior
+    split: AggregatePosterior | None
     kl_per_dimension: Tensor
     active: Tensor
     parameters: int
+    size: int
 
     @property
     def row(self) -> dict[str, float]:
         """The verdict as numbers, a row of `compare`."""
+        share = len(self.evidence.log_evidence) / self.size
         return {
             "elbo": self.elbo,
-            "evidence": self.evidence.mean,
-            "evidence_se": self.evidence.mean_standard_error,
+            "evidence": self.evidence.mean * share,
+            "evidence_se": self.evidence.mean_standard_error * share,
             "k_bad": self.tail.share_bad,
             "ess": float(self.tail.ess.median()),
-            "kl": self.split.kl,
-            "mutual_information": self.split.mutual_information,
-            "active_units": int(self.active.sum()),
+            "kl": self.split.kl if self.split else math.nan,
+            "mutual_information": self.split.mutual_information if self.split else math.nan,
+            "active_units": int(self.active.sum()) if len(self.active) else math.nan,
             "parameters": self.parameters,
         }
 
@@ -71,6 +75,9 @@ def judge(
     site: str = "z",
 ) -> Verdict:
     """Judge one pair by every diagnostic here.
+
+    Where all data share a latent, only its weights are judged: nothing else is said per datum. An
+    autoguide with a factor per datum cannot say its density of other data, which the split needs.
 
     Args:
         model: Samples p(x, z).
@@ -91,19 +98,29 @@ def judge(
         0.0
     """
     log_w = log_weights(model, guide, batch, num_particles)
-    some = rows_of(batch, 0, most_data)
-    try:
-        divergences = kl_per_dimension(model, guide, some, site=site)
-    except ValueError:  # dependent coordinates under a prior that is not Normal
-        divergences = torch.empty(0)
+    with evaluating(model, guide):
+        plan = plan_of(model, guide, batch)
+    split, divergences, active = None, torch.empty(0), torch.empty(0, dtype=torch.bool)
+    if not plan.joint:
+        some = batch if plan.whole else rows_of(batch, 0, most_data)
+        try:
+            divergences = kl_per_dimension(model, guide, some, site=site)
+        except ValueError:  # dependent coordinates under a prior that is not Normal
+            pass
+        try:
+            split = aggregate_posterior(model, guide, some, num_particles=10)
+        except WeightlessError:  # its weights are fine, but not its density at given latents
+            pass
+        active = active_units(guide, batch, site=site)
     return Verdict(
-        elbo=float(log_w.mean()),
+        elbo=float(log_w.sum(1).mean()) / plan.size,
         evidence=evidence(log_w),
         tail=pareto_k(log_w),
-        split=aggregate_posterior(model, guide, some, num_particles=10),
+        split=split,
         kl_per_dimension=divergences,
-        active=active_units(guide, batch, site=site),
+        active=active,
         parameters=_count_parameters(guide),
+        size=plan.size,
     )
 
 
@@ -115,7 +132,7 @@ def compare(
     Columns, in nats per datum where they are nats: `elbo`; `evidence` and `evidence_se`, the
     importance-weighted estimate with K particles and its Monte Carlo error; `k_bad`, the share of data
     with Pareto k > 0.7; `ess`, the median effective number of draws; `kl`; `mutual_information`;
-    `active_units`; `parameters`, the guide's.
+    `active_units`; `parameters`, the guide's. NaN where a column has no meaning: see `judge`.
 
     Args:
         guides: Guides by name, or (model, guide) pairs where each was trained with its own model.

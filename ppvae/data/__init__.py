@@ -1,0 +1,8 @@
+"""Data sets by name, split by seed and ready for a model."""
+
+from ppvae.data.loading import digits, load
+from ppvae.data.pixels import Binarize, bernoulli, to_unit
+from ppvae.data.readers import NAMES
+from ppvae.data.split import Split
+
+__all__ = ["NAMES", "Binarize", "Split", "bernoulli", "digits", "load", "to_unit"]

@@ -1,0 +1,275 @@
+"""Verdicts against what is known in closed form, and at the edges."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import kl_divergence
+from zoo import GUIDES, PAIRS, binary, linear, named, real, vae
+
+from ppvae.diagnostics import (
+    active_units,
+    aggregate_posterior,
+    compare,
+    evidence,
+    kl_per_dimension,
+    mutual_information,
+    pareto_k,
+    pareto_threshold,
+)
+from ppvae.divergences import kl_per_coordinate
+from ppvae.guides import Exact
+from ppvae.models import LinearGaussian
+from ppvae.networks import MLP
+from ppvae.weights import evaluating, log_weights, trace_pair
+
+# Pareto k
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0, 1.3])
+def test_pareto_k_of_exact_pareto_weights(k):
+    """u^-k has tail index k: a million draws tell it within 0.1."""
+    log_w = -k * torch.rand(1_000_000, 1, dtype=torch.float64).log()
+    assert pareto_k(log_w).k.item() == pytest.approx(k, abs=0.1)
+    assert pareto_k(log_w - 1000).k.item() == pytest.approx(pareto_k(log_w).k.item(), abs=1e-6)
+
+
+def test_pareto_k_takes_the_weights_as_they_are():
+    """ArviZ wants them negated: light and heavy tails must not be swapped."""
+    u = torch.rand(4000, 1, dtype=torch.float64)
+    heavy, light = pareto_k(-2 * u.log()), pareto_k(2 * u.log())
+    assert heavy.k > 1
+    assert light.k < 0
+    assert heavy.ess < light.ess
+
+
+def test_pareto_k_counts_the_bad():
+    """The share above 0.7, and above what this number of draws can bear."""
+    u = torch.rand(10_000, 4, dtype=torch.float64)
+    tail = pareto_k(-torch.tensor([0.1, 0.3, 1.2, 2.0]) * u.log())
+    assert tail.k.shape == tail.ess.shape == (4,)
+    assert tail.share_bad == tail.share_above_threshold == 0.5
+    assert (tail.ess > 0).all() and (tail.ess <= 10_000).all()
+
+
+@pytest.mark.parametrize(
+    ("draws", "threshold"), [(100, 0.5), (1000, 2 / 3), (10**4, 0.7), (10**6, 0.7)]
+)
+def test_the_threshold_depends_on_the_number_of_draws(draws, threshold):
+    """min(1 - 1 / log10 S, 0.7)."""
+    assert pareto_threshold(draws) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("level", [0.0, -1e4, 1e4])
+def test_equal_weights_have_no_tail(level):
+    """k = 0 and every draw counts, rounding aside."""
+    tail = pareto_k(level + 1e-7 * torch.randn(200, 2))
+    assert tail.k.tolist() == [0, 0]
+    assert tail.ess.tolist() == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("log_w", "bad", "ess"),
+    [
+        (1e3 * torch.randn(1000, 1), True, 1.0),
+        (torch.where(torch.arange(1000) == 7, 0.0, -torch.inf)[:, None], True, 1.0),
+        (torch.where(torch.arange(1000) < 20, torch.randn(1000), -torch.inf)[:, None], True, None),
+        (torch.full((1000, 1), -torch.inf), True, 0.0),
+        (torch.where(torch.arange(1000) == 7, math.nan, 0.0)[:, None], True, 0.0),
+        (torch.where(torch.arange(1000) < 500, 0.0, -1.0)[:, None], False, None),
+    ],
+    ids=["wide", "one", "few", "none", "nan", "tied"],
+)
+def test_weights_that_no_pareto_fits(log_w, bad, ess):
+    """Never NaN, which compares as good: infinity where they cannot be trusted."""
+    tail = pareto_k(log_w)
+    assert (tail.k.item() == math.inf) is bad
+    assert tail.share_bad == float(bad)
+    assert tail.ess.isfinite().all()
+    if ess is not None:
+        assert tail.ess.item() == pytest.approx(ess)
+
+
+@pytest.mark.parametrize("judge", [evidence, pareto_k])
+@pytest.mark.parametrize("shape", [(100,), (1, 5), (100, 0), (2, 3, 4)])
+def test_what_is_no_matrix_of_weights_is_refused(judge, shape):
+    """By its shape."""
+    with pytest.raises(ValueError, match=r"log weights of shape \(K, N\) with K >= "):
+        judge(torch.zeros(shape))
+
+
+# Evidence
+
+
+def test_evidence_by_hand():
+    """Two particles of weight 1 and 3: ln 2, with error sd / (sqrt(2) mean) = 1 / 2."""
+    estimate = evidence(torch.tensor([[1.0], [3.0]]).log())
+    assert estimate.mean == pytest.approx(math.log(2))
+    assert estimate.standard_error.item() == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
+    assert str(estimate).startswith("0.6931 +- 0.5000 nats (K = 2)")
+
+
+def test_evidence_neither_overflows_nor_rounds():
+    """In float32, a thousand nats away from zero."""
+    log_w = torch.randn(100, 3)
+    near, far = evidence(log_w), evidence(log_w - 1000)
+    torch.testing.assert_close(far.log_evidence + 1000, near.log_evidence, rtol=0, atol=1e-3)
+    torch.testing.assert_close(far.standard_error, near.standard_error, rtol=1e-3, atol=0)
+
+
+# The latent
+
+
+def test_the_kl_splits():
+    """KL = mutual information + marginal KL, exactly, and each is what it is for a linear model."""
+    model, x = linear().double(), torch.randn(400, 3, dtype=torch.float64) * 1.5
+    guide = Exact(model)
+    split = aggregate_posterior(model, guide, x, num_particles=5)
+    assert split.kl == pytest.approx(split.mutual_information + split.marginal_kl, abs=1e-9)
+    prior = dist.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    exact = kl_divergence(model.posterior(x), prior).mean().item()
+    assert split.kl == pytest.approx(exact, abs=4 * split.standard_error["kl"])
+    assert 0 < split.mutual_information < math.log(400)
+    assert split.draws["z"].shape == (2000, 2)
+
+
+def test_the_mutual_information_is_that_of_the_channel():
+    """x of the model itself: I(x; z) = 1/2 ln det(I + W W' / s^2), here far below ln N."""
+    model = LinearGaussian(torch.tensor([[1.0], [0.5]], dtype=torch.float64))
+    x = torch.randn(3000, 1, dtype=torch.float64) @ model.weight.T.detach()
+    x = x + torch.randn(3000, 2, dtype=torch.float64)
+    found = mutual_information(model, Exact(model), x)
+    assert found == pytest.approx(0.5 * math.log(1 + 1.25), abs=0.05)
+
+
+def test_a_collapsed_guide_knows_nothing():
+    """q(z|x) = p(z): no KL, no information, no active unit."""
+    model = LinearGaussian(torch.zeros(3, 2))
+    guide, x = Exact(model), real(20, 3)
+    assert mutual_information(model, guide, x) == 0.0
+    torch.testing.assert_close(
+        kl_per_dimension(model, guide, x, num_particles=20_000), torch.zeros(2), atol=2e-3, rtol=0
+    )
+    assert not active_units(guide, x).any()
+
+
+def test_the_mutual_information_is_bounded_by_the_number_of_data():
+    """Posteriors that do not overlap tell which datum they are of: ln N."""
+    model = linear(scale=1e-3)
+    x = 10 * real(8, 3)
+    assert mutual_information(model, Exact(model), x) == pytest.approx(math.log(8), abs=1e-3)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_kl_per_dimension_against_moments(guide):
+    """In closed form where guide and prior factorize; else of the marginals' moments."""
+    model, guide = vae(), GUIDES[guide](MLP(8, 16))
+    batch = binary(5, 8)
+    found = kl_per_dimension(model, guide, batch, num_particles=20_000)
+    with evaluating(model, guide):
+        z = trace_pair(model, guide, batch, 20_000)[1].nodes["z"]["value"]
+    moments = dist.Normal(z.mean(0), z.std(0))
+    expected = kl_divergence(moments, dist.Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+def test_kl_per_dimension_needs_a_form():
+    """A dependent guide under a Laplace prior has none."""
+    prior = dist.Laplace(torch.zeros(2), 1.0).to_event(1)
+    model, guide = vae(prior=prior), GUIDES["full-rank"](MLP(8, 16))
+    with pytest.raises(ValueError, match=r"'z' has no form for a .* guide under a Laplace prior"):
+        kl_per_dimension(model, guide, binary(5, 8))
+    assert kl_per_dimension(model, GUIDES["normal"](MLP(8, 16)), binary(5, 8)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "judge", [kl_per_dimension, lambda m, *rest, site: active_units(*rest, site=site)]
+)
+def test_an_unknown_latent_is_named(judge):
+    """With those there are."""
+    model, guide = vae(), GUIDES["normal"](MLP(8, 16))
+    with pytest.raises(KeyError, match=r"there is no latent 'y'; there are \['z'\]"):
+        judge(model, guide, binary(5, 8), site="y")
+
+
+def test_the_kl_per_coordinate_adds_up():
+    """To the closed form of the whole."""
+    q = dist.Normal(real(5, 3), real(5, 3).exp()).to_event(1)
+    p = dist.Normal(torch.zeros(3), 2.0).to_event(1)
+    torch.testing.assert_close(kl_per_coordinate(q, p).sum(-1), kl_divergence(q, p))
+    dependent = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    with pytest.raises(TypeError, match="does not split over coordinates: they are dependent"):
+        kl_per_coordinate(dependent, p)
+    with pytest.raises(TypeError, match="no KL is registered for Normal and StudentT"):
+        kl_per_coordinate(q, dist.StudentT(torch.full((3,), 4.0)).to_event(1))
+
+
+def test_active_units_see_through_the_noise():
+    """With two draws per datum the means scatter by far more than the threshold: that is subtracted."""
+    model = LinearGaussian(torch.tensor([[2.0, 0.0]]))
+    x = torch.linspace(-3, 3, 20_000)[:, None]
+    found = active_units(Exact(model), x, num_particles=2, threshold=0.05)
+    assert found.tolist() == [True, False]
+    strict = active_units(Exact(model), x, num_particles=2, threshold=100.0)
+    assert not strict.any()
+
+
+# The verdict
+
+
+def test_the_comparison_has_a_row_per_guide():
+    """Its numbers are those of the functions it is made of."""
+    model, x = linear(), real(30, 3)
+    guides = {name: make(MLP(3, 16)) for name, make in GUIDES.items()}
+    table = compare({**guides, "exact": Exact(model)}, model, x, num_particles=200)
+    assert table.index.tolist() == [*guides, "exact"]
+    columns = "elbo evidence evidence_se k_bad ess kl mutual_information active_units parameters"
+    assert set(table.columns) >= set(columns.split())
+    exact = table.loc["exact"]
+    truth = model.log_evidence(x).mean().item()
+    assert exact["elbo"] == pytest.approx(truth, abs=1e-4)
+    assert exact["evidence"] == pytest.approx(truth, abs=1e-4)
+    assert (exact["k_bad"], exact["ess"], exact["parameters"]) == (0, 200, 0)
+    assert (table["elbo"] < table["evidence"] + 1e-4).all()
+    assert table["elbo"].idxmax() == "exact"
+    normal = guides["normal"]
+    assert table.loc["normal", "parameters"] == sum(p.numel() for p in normal.parameters())
+    assert not np.isnan(table.to_numpy(dtype=float)).any()
+
+
+def test_pairs_may_bring_their_own_models():
+    """Where each was trained with its own."""
+    x = real(30, 3)
+    models = {"a": linear(), "b": linear(scale=2.0)}
+    table = compare({n: (m, Exact(m)) for n, m in models.items()}, None, x, num_particles=50)
+    for name, model in models.items():
+        truth = model.log_evidence(x).mean().item()
+        assert table.loc[name, "elbo"] == pytest.approx(truth, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("guides", "message"),
+    [({}, "there are no guides to compare"), ({"a": None}, "the guide 'a' has no model")],
+)
+def test_a_comparison_of_nothing_is_refused(guides, message):
+    """In words."""
+    with pytest.raises(ValueError, match=message):
+        compare(guides, None, real(5, 3))
+
+
+@pytest.mark.parametrize("pair", named(p for p in PAIRS if p.density))
+def test_the_split_holds_for_every_pair(pair):
+    """KL = mutual information + marginal KL, information at most ln N."""
+    split = aggregate_posterior(*pair.make(), pair.batch, num_particles=20)
+    assert split.kl == pytest.approx(split.mutual_information + split.marginal_kl, abs=1e-4)
+    assert split.mutual_information <= math.log(5) + 4 * split.standard_error["mutual_information"]
+
+
+def test_weights_of_an_exact_guide_are_the_evidence():
+    """Each of them, so that k is 0 and the error nothing."""
+    model, x = linear(), real(5, 3)
+    log_w = log_weights(model, Exact(model), x, 100)
+    assert pareto_k(log_w).k.tolist() == [0.0] * 5
+    assert evidence(log_w).mean_standard_error < 1e-5
