@@ -1,0 +1,161 @@
+"""The template of an objective, and the terms it is made of."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_factor
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from ppvae.protocols import Batch, Guide, Model, batch_size
+from ppvae.weights import latent_sites, per_datum
+
+__all__ = ["Objective", "Terms"]
+
+
+class Terms:
+    """The terms of an ELBO, read off a pair of traces, each `(K, N)` in nats.
+
+    Args:
+        model_trace: The model replayed against the guide, log probabilities computed.
+        guide_trace: The guide, likewise.
+        shape: (K, N).
+    """
+
+    def __init__(self, model_trace: Trace, guide_trace: Trace, shape: torch.Size) -> None:
+        self.model_trace, self.guide_trace, self.shape = model_trace, guide_trace, shape
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """Ln p(x|z): the observed sites, without factors."""
+        return self._sum(
+            self.model_trace, lambda site: site["is_observed"] and not site_is_factor(site)
+        )
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """Ln p(z): the latent sites, with factors, which tilt the prior."""
+        return self._sum(self.model_trace, _of_prior)
+
+    @cached_property
+    def log_guide(self) -> Tensor:
+        """Ln q(z|x): all sites of the guide."""
+        return self._sum(self.guide_trace, lambda _: True)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Ln p(x, z) - ln q(z|x)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+    def kl(self, *, analytic: bool) -> Tensor:
+        """KL(q(z|x) || p(z)): in closed form where one is registered and asked for, else by draws."""
+        closed = self._closed_forms() if analytic else {}
+        drawn = self._sum(self.guide_trace, lambda site: site["name"] not in closed)
+        prior = self._sum(
+            self.model_trace, lambda site: _of_prior(site) and site["name"] not in closed
+        )
+        return sum(closed.values(), start=drawn - prior)
+
+    def _closed_forms(self) -> dict[str, Tensor]:
+        """The KL of each latent for which one is registered, (K, N)."""
+        closed = {}
+        for name, site in latent_sites(self.model_trace).items():
+            q = self.guide_trace.nodes[name]
+            try:
+                kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"])
+            except NotImplementedError:
+                continue
+            closed[name] = per_datum(name, kl, self.shape)
+        return closed
+
+    @cached_property
+    def score(self) -> Tensor | float:
+        """The sum of ln q over sites without pathwise gradients; 0 where all have one."""
+        total = 0.0
+        for name, site in self.guide_trace.nodes.items():
+            if site["type"] == "sample":
+                term = site["score_parts"].score_function
+                if not is_identically_zero(term):
+                    total = total + per_datum(name, term, self.shape)
+        return total
+
+    def _sum(self, trace: Trace, wanted: Callable[[dict], bool]) -> Tensor:
+        terms = [
+            per_datum(name, site["log_prob"], self.shape)
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and wanted(site)
+        ]
+        return sum(terms, start=torch.zeros(())).expand(self.shape)
+
+
+def _of_prior(site: dict) -> bool:
+    return not site["is_observed"] or site_is_factor(site)
+
+
+class Objective(nn.Module, Trace_ELBO):
+    """The template: a subclass says what to maximize per datum, `objective(terms) -> (N,)`.
+
+    Sites without pathwise gradients receive the score function's:
+
+        grad E_q[f] = E_q[grad f + f grad ln q]
+
+    Abstract. `record` holds the terms of the last loss by name, detached, in nats per datum.
+
+    Args:
+        num_particles: The number K of draws per datum.
+
+    Raises:
+        ValueError: If `num_particles` is not positive.
+    """
+
+    def __init__(self, num_particles: int = 1) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, but is {num_particles}")
+        nn.Module.__init__(self)
+        Trace_ELBO.__init__(
+            self, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True
+        )
+        self.record: dict[str, Tensor] = {}
+
+    __call__ = ELBO.__call__  # like any Pyro ELBO: `BetaELBO()(model, guide)` is a module
+
+    @abstractmethod
+    def objective(self, terms: Terms) -> Tensor:
+        """Return what to maximize, `(N,)` in nats."""
+
+    def advance(self) -> None:
+        """Move schedules on by one training step; `SVI.step` calls it."""
+
+    def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
+        """Return the loss summed over the batch, 0-d, to call backward on."""
+        model_trace, guide_trace = self._traces(model, guide, batch)
+        terms = Terms(
+            model_trace, guide_trace, torch.Size((self.num_particles, batch_size(batch)))
+        )
+        value = self.objective(terms)
+        if isinstance(terms.score, Tensor):
+            score = terms.score.sum(0)
+            value = value + (score - score.detach()) * value.detach()
+        return -value.sum()
+
+    def loss(self, model: Model, guide: Guide, batch: Batch) -> float:
+        """Return the loss summed over the batch, as Pyro does."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, batch))
+
+    def loss_and_grads(self, model: Model, guide: Guide, batch: Batch) -> float:
+        """Return the loss summed over the batch, and call backward on it."""
+        loss = self.differentiable_loss(model, guide, batch)
+        loss.backward()
+        return float(loss.detach())
+
+    def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
+        return next(self._get_traces(model, guide, (batch,), {}))
+
+    def _record(self, **terms: Tensor) -> None:
+        self.record = {name: term.detach().mean() for name, term in terms.items()}
