@@ -14,8 +14,8 @@ import pyro
 import torch
 import tyro
 
+from ppvae import callbacks, runs
 from ppvae import data as data_sets
-from ppvae import runs
 from ppvae.data import Split
 from ppvae.recipes import RECIPES, five_guides, pair
 from ppvae.report import format_table, writable_folder, write_report
@@ -90,6 +90,7 @@ def train(
     device: str = "auto",
     out: Path,
     resume: bool = False,
+    tensorboard: bool = False,
     **options,
 ) -> None:
     """Train a recipe in a folder that keeps its best and its last epoch.
@@ -109,6 +110,7 @@ def train(
         device: "auto", "cpu" or "cuda".
         out: The run's folder.
         resume: Go on with the run in that folder, if there is one.
+        tensorboard: Whether to write curves for TensorBoard to OUT/tensorboard, too.
         **options: Of the recipe.
     """
     chosen = {"name": data, "binarize": "none" if data == "binarized_mnist" else binarize}
@@ -126,6 +128,7 @@ def train(
             download=download,
             device=device,
             resume=resume,
+            callbacks=[callbacks.tensorboard(out / "tensorboard")] if tensorboard else [],
         )
     except KeyboardInterrupt:
         again = " ".join(word for word in sys.argv[1:] if word != "--resume")
@@ -199,7 +202,7 @@ def main() -> None:
         commands = {"train": _train_help, **commands}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=about, args=words)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"ppvae: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

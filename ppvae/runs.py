@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +69,7 @@ def train(
     download: bool = False,
     device: str = "auto",
     resume: bool = False,
+    callbacks: Sequence[Callable[[SVI, History], None]] = (),
     progress: bool = True,
 ) -> History:
     """Train a recipe in a folder, or go on with it.
@@ -82,6 +83,7 @@ def train(
         download: Whether torchvision may fetch what is missing.
         device: "auto", "cpu" or "cuda".
         resume: Whether to go on with the run in the folder, if there is one.
+        callbacks: As in `fit`.
         progress: Whether to show a bar.
 
     Raises:
@@ -110,6 +112,7 @@ def train(
         patience=patience,
         checkpoint=folder,
         resume=True,
+        callbacks=callbacks,
         progress=progress,
     )
 

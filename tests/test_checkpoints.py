@@ -247,9 +247,15 @@ def test_other_architecture_is_said(saved):
         train(build(hidden=9), 3, saved)
 
 
-def test_missing_and_extra_keys_are_said(saved):
+def test_missing_keys_are_said(saved):
     with pytest.raises(CheckpointError, match=r"guide\.posterior.* is missing in it"):
         train(build(guide=Flow), 3, saved)
+
+
+def test_extra_keys_are_said(tmp_path):
+    train(build(guide=Flow), 1, tmp_path)
+    with pytest.raises(CheckpointError, match=r"guide\.posterior.* is unknown here"):
+        train(build(), 2, tmp_path)
 
 
 def test_other_loss_or_scheduler_is_said(saved):

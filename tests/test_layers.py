@@ -21,7 +21,7 @@ def _layers():
     }
     zero = {"protocols"} | bottom
     judges = {"objectives", "weights"}
-    tools = {"svi", "checkpoints", "failures", "training", "arviz", "diagnostics"}
+    tools = {"svi", "checkpoints", "failures", "training", "callbacks", "arviz", "diagnostics"}
     below_plots = zero | judges | tools | {"aggregation", "models", "guides"}
     return {
         "protocols": set(),
@@ -35,6 +35,7 @@ def _layers():
         "checkpoints": zero | {"svi"},
         "failures": zero | judges | {"svi", "checkpoints"},
         "training": zero | judges | {"svi", "checkpoints", "failures"},
+        "callbacks": {"svi", "training"},
         "arviz": zero | judges,
         "diagnostics": zero | judges,
         "data": zero,
@@ -42,7 +43,7 @@ def _layers():
         "recipes": below_plots | {"data", "plots"},
         "report": below_plots | {"plots"},
         "runs": below_plots | {"data", "recipes"},
-        "cli": {"data", "recipes", "report", "runs", "svi"},
+        "cli": {"callbacks", "data", "recipes", "report", "runs", "svi"},
     }
 
 

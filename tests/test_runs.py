@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 
 import pytest
 import torch
@@ -76,6 +78,40 @@ def test_interruption_says_how_to_go_on(ppvae_command, tmp_path, monkeypatch):
     said = next(line for line in err.splitlines() if "go on with: ppvae " in line)
     assert ppvae_command(*said.split("go on with: ppvae ")[1].split())[0] == 0
     assert len(ppvae.load(tmp_path, "last", device="cpu").history) == 3
+
+
+def test_tensorboard_gets_every_record(ppvae_command, tmp_path, monkeypatch):
+    """A stand-in for the writer: TensorBoard itself is not among our dependencies."""
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def add_scalar(self, *scalar):
+            written.append(scalar)
+
+    stand_in = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    flags = ("train", "vae", *SMALL, "--epochs", 2, "--out", tmp_path, "--tensorboard")
+    assert ppvae_command(*flags)[0] == 0
+    history = ppvae.load(tmp_path, "last", device="cpu").history
+    assert [s for s in written if s[0] == "loss"] == [
+        ("loss", record["loss"], record["epoch"]) for record in history
+    ]
+
+
+def test_absent_tensorboard_is_said(ppvae_command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, _, err = ppvae_command("train", "vae", *SMALL, "--out", tmp_path, "--tensorboard")
+    assert code == 2
+    assert "pip install tensorboard" in err
 
 
 def test_report_compares_runs(ppvae_command, tmp_path):
