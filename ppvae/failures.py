@@ -11,7 +11,7 @@ from torch import Tensor
 from ppvae import checkpoints
 from ppvae.batches import Batches
 from ppvae.objectives import Objective
-from ppvae.protocols import Batch, map_batch
+from ppvae.protocols import Batch, local_parameters, map_batch
 from ppvae.svi import SVI
 from ppvae.weights import trace_pair
 
@@ -73,7 +73,7 @@ def _blame(svi: SVI, batch: Batch) -> str:
         )
     state = checkpoints.random_state()
     with torch.no_grad(), pyro.validation_enabled(False):
-        model_trace, guide_trace = trace_pair(svi.model, svi.guide, batch)
+        model_trace, guide_trace = trace_pair(svi.model, svi.guide, batch, dim=None)
         sites = [("guide", guide_trace), ("model", model_trace)]
         found = [line for owner, trace in sites for line in _faults(owner, trace.nodes)]
         checkpoints.set_random_state(state)
@@ -99,6 +99,7 @@ def _term(svi: SVI, batch: Batch) -> str:
     """Return which recorded term of the objective is not finite."""
     if not isinstance(svi.loss, Objective):
         return ""
-    svi.loss.loss(svi.model, svi.guide, batch)
+    with local_parameters():
+        svi.loss.loss(svi.model, svi.guide, batch)
     bad = [name for name, value in svi.loss.record.items() if not math.isfinite(float(value))]
     return f"term {', '.join(bad)}" if bad else ""

@@ -16,10 +16,10 @@ from ppvae.batches import Batches
 from ppvae.failures import Snapshot, explain
 from ppvae.objectives import IWELBO, Objective, log_mean_exp
 from ppvae.pairing import check_pair
-from ppvae.protocols import Batch, map_batch
+from ppvae.protocols import Batch, forked_streams, map_batch
 from ppvae.protocols import batch_size as number_of_data
 from ppvae.svi import SVI
-from ppvae.weights import WeightlessError, log_weights
+from ppvae.weights import WeightlessError, elbo_per_datum, log_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +91,10 @@ def fit(
     where it would have ended (on a CPU). The pair is checked on the first batch, and Pyro's validation
     sees every datum of the first epoch once.
 
+    Latents that all data share are trained, too. With minibatches the model must then scale its
+    likelihood by `pyro.plate("data", size, subsample_size=len(batch))`; otherwise pass `batch_size=N`.
+    An autoguide with a factor per datum needs all data in one batch, or `create_plates`.
+
     Args:
         svi: The step to repeat.
         data: x: the whole set `(N, ...)`, which is moved to the device and shuffled there, or any
@@ -138,6 +142,7 @@ def fit(
     history = History(svi.records)
     batches = _batches(data, batch_size, svi.device, epoch=len(history))
     held_out = None if validation is None else _moved(validation, svi.device)
+    _prepare(svi, batches)
     if checkpoint is not None:
         _open(checkpoint, svi, batches, resume=resume)
     until = epochs if resume else len(history) + epochs
@@ -183,6 +188,19 @@ def _batches(
     batches = Batches(data, size, device=device)
     batches.epoch = epoch
     return batches
+
+
+def _prepare(svi: SVI, batches: Iterable[Batch]) -> None:
+    """Let modules that wait for data see the first batch, without moving the order of the data."""
+    if svi.optimizer is not None:
+        return
+    order = _sampler(batches)
+    with forked_streams():
+        first = next(iter(batches), None)
+        if first is not None:
+            svi.prepare(_moved(first, svi.device))
+    if order:
+        batches.load_state_dict(order)
 
 
 def _open(folder: str | Path, svi: SVI, batches: Iterable[Batch], *, resume: bool) -> None:
@@ -271,18 +289,16 @@ def _require_finite(svi: SVI, batches: Iterable[Batch], start: Snapshot, losses:
 
 
 def _validate(svi: SVI, held_out: Batch) -> dict[str, float]:
-    devices = [svi.device] if svi.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with forked_streams():
         torch.manual_seed(0)  # common random numbers: epochs differ by their weights alone
-        weighted = isinstance(svi.loss, IWELBO)
         try:
-            log_w = log_weights(
-                svi.model, svi.guide, held_out, svi.loss.num_particles if weighted else 1
-            )
+            if isinstance(svi.loss, IWELBO):
+                log_w = log_weights(svi.model, svi.guide, held_out, svi.loss.num_particles)
+                bound = float(log_mean_exp(log_w).mean())
+                return {"validation_elbo": float(log_w.mean()), "validation_bound": bound}
+            return {"validation_elbo": float(elbo_per_datum(svi.model, svi.guide, held_out))}
         except WeightlessError:
             return {"validation_loss": float(svi.evaluate(held_out))}
-        bound = {"validation_bound": float(log_mean_exp(log_w).mean())} if weighted else {}
-        return {"validation_elbo": float(log_w.mean())} | bound
 
 
 def _advance_scheduler(svi: SVI, record: dict[str, float]) -> None:

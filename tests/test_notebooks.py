@@ -13,7 +13,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PPVAE_SMOKE", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "error::UserWarning:ppvae")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the tensors are tiny, and other tests may run beside
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # the tensors are tiny, and other tests may run beside
     notebook = jupytext.read(path)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()

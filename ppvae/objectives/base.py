@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ppvae.protocols import Batch, Guide, Model, batch_size
-from ppvae.weights import latent_sites, per_datum
+from ppvae.weights import is_delta, latent_sites, per_datum
 
 __all__ = ["Objective", "Terms"]
 
@@ -66,6 +66,8 @@ class Terms:
         closed = {}
         for name, site in latent_sites(self.model_trace).items():
             q = self.guide_trace.nodes[name]
+            if is_delta(q["fn"]):  # Pyro's KL to it leaves out the Jacobian of a transport
+                continue
             try:
                 kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"])
             except NotImplementedError:

@@ -1,0 +1,44 @@
+"""Importance weights of a pair, `(K, N)`: the primitive of all evaluation.
+
+Where all data share a latent, their weights do not factorize: there is one per particle, `(K, 1)`.
+"""
+
+from ppvae.weights.importance import (
+    CHUNK,
+    elbo_per_datum,
+    log_weights,
+    pairwise_log_density,
+    weigh,
+)
+from ppvae.weights.plan import Plan, check_autoguide, plan_of
+from ppvae.weights.traces import (
+    WeightlessError,
+    evaluating,
+    is_delta,
+    latent_sites,
+    log_prob_of,
+    particles,
+    per_datum,
+    refuse_weightless,
+    trace_pair,
+)
+
+__all__ = [
+    "CHUNK",
+    "Plan",
+    "WeightlessError",
+    "check_autoguide",
+    "elbo_per_datum",
+    "evaluating",
+    "is_delta",
+    "latent_sites",
+    "log_prob_of",
+    "log_weights",
+    "pairwise_log_density",
+    "particles",
+    "per_datum",
+    "plan_of",
+    "refuse_weightless",
+    "trace_pair",
+    "weigh",
+]

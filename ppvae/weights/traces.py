@@ -1,0 +1,172 @@
+"""Traces of a pair under particles, and what a site says in them."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor, nn
+
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, local_parameters
+
+__all__ = [
+    "Pair",
+    "WeightlessError",
+    "evaluating",
+    "is_delta",
+    "latent_sites",
+    "log_prob_of",
+    "modules_of",
+    "particles",
+    "per_datum",
+    "refuse_weightless",
+    "sample_sites",
+    "trace_pair",
+]
+
+Pair = tuple[Trace, Trace]  # the model's and the guide's
+
+
+class WeightlessError(ValueError):
+    """The guide has no density to weigh its draws with."""
+
+
+def trace_pair(
+    model: Model, guide: Guide, batch: Batch, num_particles: int = 1, *, dim: int | None = -2
+) -> Pair:
+    """Return the traces of the guide, and of the model replayed against it, under a particle plate.
+
+    Args:
+        model: Samples p(x, z).
+        guide: Samples q(z | x).
+        batch: x, `(N, ...)`.
+        num_particles: The number K of draws.
+        dim: Where the plate goes; None for a single draw without one.
+
+    Returns:
+        The model's trace and the guide's, log probabilities computed, values `(K, N, ...)`.
+    """
+    with local_parameters():
+        guide_trace = poutine.trace(particles(guide, num_particles, dim)).get_trace(batch)
+        replayed = poutine.replay(particles(model, num_particles, dim), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(batch)
+    traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+    for trace in traces:
+        trace.compute_log_prob()
+    return traces
+
+
+def particles(fn: Callable, num_particles: int, dim: int | None = -2) -> Callable:
+    """Return a model or guide under a plate of particles, or as it is for `dim=None`."""
+    return fn if dim is None else pyro.plate("particles", num_particles, dim=dim)(fn)
+
+
+@contextmanager
+def evaluating(*modules: Callable) -> Iterator[None]:
+    """Run modules in evaluation mode and without gradients, and leave each as it was.
+
+    An autoguide that was never run makes its parameters then: that is not undone.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with evaluating(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    parts = [part for module in modules for part in modules_of(module)]
+    modes = [(part, part.training) for part in parts]
+    try:
+        for part in parts:
+            part.training = False
+        with torch.no_grad(), local_parameters():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def modules_of(side: Callable) -> list[nn.Module]:
+    """Return a module and its parts; none for a plain function."""
+    return list(side.modules()) if isinstance(side, nn.Module) else []
+
+
+def latent_sites(trace: Trace) -> dict[str, dict]:
+    """Return the sampled, not observed sites of a trace by name, plates left out."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+
+
+def sample_sites(trace: Trace) -> dict[str, dict]:
+    """Return the sites of a trace that sample or observe, by name."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
+    """Return a site's log probability as `(K, N)`.
+
+    Raises:
+        ValueError: If it has other axes than particles and data, or lacks those of data, naming the
+            site.
+    """
+    if isinstance(value, Tensor) and value.shape[-1:] in ((), (1,)) and shape[1] > 1:
+        raise ValueError(
+            f"site {name!r} lies outside of pyro.plate('data', N, dim=-1), so that all data share it and "
+            "none has a log probability of its own: sample it in the plate, or train such a pair with "
+            "Pyro's Trace_ELBO and judge it by log_weights"
+        )
+    value = torch.as_tensor(value)
+    if value.ndim > 2 or value.shape[-1:] not in ((), shape[1:]):
+        raise ValueError(
+            f"site {name!r} has a log probability of shape {tuple(value.shape)} where (K, N) = "
+            f"{tuple(shape)} is due: put it into pyro.plate('data', N, dim=-1), and declare its "
+            "other axes with .to_event(...)"
+        )
+    return value.expand(shape)
+
+
+def log_prob_of(site: dict) -> Tensor | float:
+    """Return a site's log probability, less the factor that a data plate has if it is subsampled."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name == DATA_PLATE and frame.full_size not in (None, frame.size):
+            return site["log_prob"] * (frame.size / frame.full_size)
+    return site["log_prob"]
+
+
+def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
+    """Raise if a latent of the guide's trace has no density to weigh its draws with.
+
+    Args:
+        guide_trace: The guide's.
+        points: Latents known to be points: `plan_of` tells them apart where others are transported.
+
+    Raises:
+        WeightlessError: For a `Delta` that no auxiliary site stands behind, and for a site marked
+            `infer={"weightless": reason}`.
+    """
+    sites = sample_sites(guide_trace)
+    transported = any(site["infer"].get("is_auxiliary") for site in sites.values())
+    for name, site in sites.items():
+        reason = site["infer"].get("weightless")
+        point = name in points or (is_delta(site["fn"]) and not transported)
+        if reason or point:
+            raise WeightlessError(
+                f"the guide's site {name!r} has no importance weights: "
+                f"{reason or 'it is a point (Delta), not a density'}. Judge the model by another "
+                "guide, such as Normal, fitted to it afterwards"
+            )
+
+
+def is_delta(fn: dist.TorchDistribution) -> bool:
+    """Return whether a distribution is a `Delta`, a point or the end of a transport."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
