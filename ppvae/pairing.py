@@ -17,6 +17,8 @@ from ppvae.protocols import (
     forked_streams,
     leaves,
     local_parameters,
+    module_of,
+    modules_of,
 )
 
 __all__ = ["PairError", "check_pair"]
@@ -57,7 +59,7 @@ both the same latent_dim
     """
     size = batch_size(batch)
     _check_tensors(model, guide, batch)
-    modes = [(m, m.training) for side in (model, guide) for m in _modules(side)]
+    modes = [(m, m.training) for side in (model, guide) for m in modules_of(side)]
     try:
         for module, _ in modes:
             module.training = False
@@ -266,15 +268,11 @@ def _sites(trace: Trace) -> dict[str, dict]:
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
-def _modules(side: Callable) -> list[nn.Module]:
-    return list(side.modules()) if isinstance(side, nn.Module) else []
-
-
 def _parameters(model: Model, guide: Guide) -> dict[str, nn.Parameter]:
     return {
         f"{owner}.{name}": parameter
-        for owner, side in (("model", model), ("guide", guide))
-        if isinstance(side, nn.Module)
+        for owner, side in (("model", module_of(model)), ("guide", module_of(guide)))
+        if side is not None
         for name, parameter in side.named_parameters()
         if parameter.requires_grad
     }

@@ -23,12 +23,13 @@ What takes one batch takes a mapping where a model has several inputs: `model({"
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import pyro
 import torch
 from pyro.nn import module as pyro_module
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "DATA_PLATE",
@@ -41,6 +42,8 @@ __all__ = [
     "leaves",
     "local_parameters",
     "map_batch",
+    "module_of",
+    "modules_of",
     "rows_of",
 ]
 
@@ -142,6 +145,33 @@ def rows_of(batch: Batch, start: int, count: int) -> Batch:
         tensor([3, 4])
     """
     return map_batch(lambda leaf: leaf[start : start + count], batch)
+
+
+def module_of(side: Callable) -> nn.Module | None:
+    """Return the module that a model or guide is, or that Pyro's handlers wrap; None for a function.
+
+    Example:
+        >>> from pyro import poutine
+        >>> network = nn.Linear(1, 1)
+        >>> module_of(poutine.scale(network, scale=2.0)) is network
+        True
+    """
+    if isinstance(side, nn.Module):
+        return side
+    parts = (side.func, *side.args, *side.keywords.values()) if isinstance(side, partial) else ()
+    found = (module_of(part) for part in parts)
+    return next((module for module in found if module is not None), None)
+
+
+def modules_of(side: Callable) -> list[nn.Module]:
+    """Return the module behind a model or guide, and its parts; none for a function.
+
+    Example:
+        >>> len(modules_of(nn.Sequential(nn.Linear(1, 1))))
+        2
+    """
+    module = module_of(side)
+    return [] if module is None else list(module.modules())
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from ppvae.protocols import (
     batch_size,
     forked_streams,
     local_parameters,
+    module_of,
+    modules_of,
 )
 from ppvae.weights import check_autoguide, evaluating, is_delta, latent_sites
 
@@ -116,8 +118,8 @@ class SVI:
         """Where the parameters are; before `prepare`, where tensors of the modules are, or new ones."""
         tensors = iter(self.parameters.values())
         if not self.parameters:
-            sides = [side for side in (self.model, self.guide) if isinstance(side, nn.Module)]
-            tensors = (t for side in sides for t in (*side.parameters(), *side.buffers()))
+            sides = [module_of(side) for side in (self.model, self.guide)]
+            tensors = (t for m in sides if m for t in (*m.parameters(), *m.buffers()))
         return next((tensor.device for tensor in tensors), torch.get_default_device())
 
     def prepare(self, *args: Batch, **kwargs) -> None:
@@ -187,8 +189,8 @@ class SVI:
             part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, object]:
-        modules = {"model": self.model, "guide": self.guide, "loss": self.loss}
-        stateful = {name: m for name, m in modules.items() if isinstance(m, nn.Module)}
+        sides = {"model": self.model, "guide": self.guide, "loss": self.loss}
+        stateful = {name: m for name, side in sides.items() if (m := module_of(side)) is not None}
         steppers = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         return stateful | {name: part for name, part in steppers.items() if part is not None}
 
@@ -298,7 +300,7 @@ class _NoItem(TorchFunctionMode):
 
 def _awaits_data(model: Model, guide: Guide) -> bool:
     """Return whether a side makes its parameters when it first sees data."""
-    parts = [part for s in (model, guide) if isinstance(s, nn.Module) for part in s.modules()]
+    parts = [*modules_of(model), *modules_of(guide)]
     return any(
         (isinstance(part, AutoGuide) and part.prototype_trace is None)
         or any(is_lazy(parameter) for parameter in part.parameters(recurse=False))
@@ -308,8 +310,8 @@ def _awaits_data(model: Model, guide: Guide) -> bool:
 
 def _named_parameters(model: Model, guide: Guide) -> Iterator[tuple[str, nn.Parameter]]:
     seen = set()
-    for prefix, side in (("model", model), ("guide", guide)):
-        for name, parameter in side.named_parameters() if isinstance(side, nn.Module) else ():
+    for prefix, side in (("model", module_of(model)), ("guide", module_of(guide))):
+        for name, parameter in side.named_parameters() if side is not None else ():
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 yield f"{prefix}.{name}", parameter

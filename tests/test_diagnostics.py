@@ -273,3 +273,10 @@ def test_weights_of_an_exact_guide_are_the_evidence():
     log_w = log_weights(model, Exact(model), x, 100)
     assert pareto_k(log_w).k.tolist() == [0.0] * 5
     assert evidence(log_w).mean_standard_error < 1e-5
+
+
+def test_compare_looks_at_the_last_latent_of_a_model_without_z():
+    ladder = next(pair for pair in PAIRS if pair.name == "ladder")
+    model, guide = ladder.make()
+    row = compare({"ladder": guide}, model, ladder.batch, num_particles=50).loc["ladder"]
+    assert 0 <= row["active_units"] <= 2

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import (
     RenyiELBO,
     Trace_ELBO,
@@ -21,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import GUIDES, PAIRS, binary, crossed, linear, particles, real, train, vae
 
 from ppvae import SVI
-from ppvae.guides import Exact
+from ppvae.guides import Exact, Normal
 from ppvae.networks import MLP
-from ppvae.objectives import BetaELBO
+from ppvae.objectives import IWELBO, BetaELBO
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
 
@@ -469,3 +470,22 @@ def test_a_guides_head_may_be_trained_alone(guide):
     assert not any("encoder" in name for name in svi.parameters)
     svi.step(binary(5, 8))
     assert all(p.grad is None for p in guide.encoder.parameters())
+
+
+def test_a_guide_within_a_handler_trains():
+    """Pyro's handlers return functions, and the module behind them is found."""
+    model, guide = vae(), Normal(MLP(8, 4), latent_dim=2)
+    svi = train(poutine.scale(model, scale=1.0), poutine.scale(guide, scale=1.0), Trace_ELBO())
+    before = [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
+    svi.step(binary(5, 8))
+    after = (*model.parameters(), *guide.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert set(svi.state_dict()) == {"model", "guide", "optimizer"}
+
+
+@pytest.mark.parametrize("estimator", ["dreg", "stl"])
+def test_estimators_that_hold_parameters_want_the_guide_itself(estimator):
+    guide = poutine.scale(Normal(MLP(8, 4), latent_dim=2), scale=1.0)
+    svi = train(vae(), guide, IWELBO(2, estimator=estimator))
+    with pytest.raises(ValueError, match="pass the guide itself"):
+        svi.step(binary(5, 8))

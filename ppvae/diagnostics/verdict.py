@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppvae.diagnostics.importance import Evidence, Pareto, evidence, pareto_k
 from ppvae.diagnostics.latent import (
@@ -15,7 +15,7 @@ from ppvae.diagnostics.latent import (
     aggregate_posterior,
     kl_per_dimension,
 )
-from ppvae.protocols import Batch, Guide, Model, rows_of
+from ppvae.protocols import Batch, Guide, Model, module_of, rows_of
 from ppvae.weights import WeightlessError, evaluating, log_weights, plan_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def judge(
     *,
     num_particles: int = 1000,
     most_data: int = 1000,
-    site: str = "z",
+    site: str | None = None,
 ) -> Verdict:
     """Judge one pair by every diagnostic here.
 
@@ -85,7 +85,7 @@ def judge(
         batch: Held-out data x, (N, ...).
         num_particles: The number K of draws per datum that weights are computed of.
         most_data: How many data, the first of the batch, the KL is split on, since that costs N^2.
-        site: The latent to look at per dimension.
+        site: The latent to look at per dimension: z, or else the model's last one, by default.
 
     Raises:
         WeightlessError: If the guide has no density, in words.
@@ -100,6 +100,7 @@ def judge(
     log_w = log_weights(model, guide, batch, num_particles)
     with evaluating(model, guide):
         plan = plan_of(model, guide, batch)
+    site = site or ("z" if "z" in plan.latents else plan.latents[-1])
     split, divergences, active = None, torch.empty(0), torch.empty(0, dtype=torch.bool)
     if not plan.joint:
         some = batch if plan.whole else rows_of(batch, 0, most_data)
@@ -167,4 +168,5 @@ def compare(
 
 
 def _count_parameters(side: Model | Guide) -> int:
-    return sum(p.numel() for p in side.parameters()) if isinstance(side, nn.Module) else 0
+    module = module_of(side)
+    return 0 if module is None else sum(p.numel() for p in module.parameters())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ppvae.objectives.base import Objective, Terms
-from ppvae.protocols import Batch, Guide, Model, batch_size
+from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
 from ppvae.weights import latent_sites
 
 __all__ = ["IWELBO", "log_mean_exp"]
@@ -124,9 +124,14 @@ def _scored_by_held(
     guide: Guide, wrap: Callable[[Guide], Guide], drawn: Trace, batch: Batch
 ) -> Trace:
     """Return the trace of the draws under the guide, with its parameters as constants."""
-    scoring = _Scoring(guide, wrap, drawn)
-    if not isinstance(guide, nn.Module):
+    scoring, module = _Scoring(guide, wrap, drawn), module_of(guide)
+    if module is None:
         return scoring(batch)
+    if module is not guide:
+        raise ValueError(
+            "estimators 'dreg' and 'stl' hold the guide's parameters, which they cannot reach through a "
+            "handler: pass the guide itself, or use estimator='iwae'"
+        )
     if any(isinstance(m, nn.Dropout) and m.training and m.p for m in guide.modules()):
         raise ValueError(
             "estimators 'dreg' and 'stl' run the guide twice, and dropout would make that two "

@@ -10,12 +10,20 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, forked_streams, rows_of
+from ppvae.protocols import (
+    DATA_PLATE,
+    Batch,
+    Guide,
+    Model,
+    batch_size,
+    forked_streams,
+    modules_of,
+    rows_of,
+)
 from ppvae.weights.traces import (
     Pair,
     is_delta,
     latent_sites,
-    modules_of,
     sample_sites,
     trace_pair,
 )
@@ -32,6 +40,7 @@ class Plan(NamedTuple):
         dim: Where the particles' plate goes, left of all others; None where draws are made one by one.
         points: The latents that the guide draws from no density, `Delta` sites.
         size: How many data a particle's weights are of: N, or more where joint and subsampled.
+        latents: The model's latent sites, in its order.
     """
 
     joint: bool
@@ -39,6 +48,7 @@ class Plan(NamedTuple):
     dim: int | None
     points: tuple[str, ...]
     size: int
+    latents: tuple[str, ...]
 
     def rows(self, size: int, chunk_size: int, num_particles: int) -> int:
         """Return how many of N data go together: few, with all particles, so as to encode them once."""
@@ -67,8 +77,9 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
                 alone = trace_pair(model, guide, batch, dim=None)
         points = _points(guide, batch, alone[1])
         latents = [s for trace in alone for s in latent_sites(trace).values()]
+        names = tuple(latent_sites(alone[0]))
         if all(any(f.name == DATA_PLATE for f in s["cond_indep_stack"]) for s in latents):
-            return Plan(False, whole, dim=-2, points=points, size=batch_size(batch))
+            return Plan(False, whole, -2, points, batch_size(batch), names)
         alone = trace_pair(model, guide, batch, dim=None)
         dim = -1 - max(
             1, *(len(s["fn"].batch_shape) for t in alone for s in sample_sites(t).values())
@@ -77,7 +88,7 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
     frames = [f for s in sample_sites(alone[0]).values() for f in s["cond_indep_stack"]]
     sizes = [frame.full_size for frame in frames if frame.name == DATA_PLATE and frame.full_size]
     size = max(sizes, default=batch_size(batch))
-    return Plan(True, whole=True, dim=dim if vectorized else None, points=points, size=size)
+    return Plan(True, True, dim if vectorized else None, points, size, names)
 
 
 def check_autoguide(guide: Guide, batch: Batch) -> None:

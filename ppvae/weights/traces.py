@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, local_parameters
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, local_parameters, modules_of
 
 __all__ = [
     "Pair",
@@ -20,7 +20,6 @@ __all__ = [
     "is_delta",
     "latent_sites",
     "log_prob_of",
-    "modules_of",
     "particles",
     "per_datum",
     "refuse_weightless",
@@ -89,11 +88,6 @@ def evaluating(*modules: Callable) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def modules_of(side: Callable) -> list[nn.Module]:
-    """Return a module and its parts; none for a plain function."""
-    return list(side.modules()) if isinstance(side, nn.Module) else []
 
 
 def latent_sites(trace: Trace) -> dict[str, dict]:
