@@ -231,7 +231,7 @@ def decay(optimizer):
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / 400))
 
 
-# Several modes: gamix.md, check 12
+# Several modes
 
 
 class Folded(nn.Module):
