@@ -23,7 +23,8 @@ class Amortized(nn.Module):
         posterior: Maps h, `(N, head_features)`, to q(z|x) of batch shape (N,); a module if it has
             parameters.
         head_features: The size of h.
-        activation: a, applied to the features; `nn.Identity()` where the encoder has one already.
+        activation: a, applied to the features; by default what the encoder has between its layers, as
+            `MLP` says, or else ReLU. `nn.Identity()` where the encoder ends in one already.
 
     Sites:
         z: (N, D) the latent.
@@ -47,7 +48,7 @@ class Amortized(nn.Module):
                 "its head: set encoder.out_features to the last axis of its output"
             )
         self.encoder = encoder
-        self.activation = nn.ReLU() if activation is None else activation
+        self.activation = _activation_of(encoder) if activation is None else activation
         self.head = nn.Linear(encoder.out_features, head_features)
         self.posterior = posterior
 
@@ -56,3 +57,8 @@ class Amortized(nn.Module):
         h = self.head(self.activation(self.encoder(batch)))
         with pyro.plate(DATA_PLATE, len(batch), dim=-1):
             pyro.sample("z", self.posterior(h))
+
+
+def _activation_of(encoder: Encoder) -> nn.Module:
+    make = getattr(encoder, "activation", nn.ReLU)  # not every encoder has one to speak of
+    return make if isinstance(make, nn.Module) else make()

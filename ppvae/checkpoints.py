@@ -4,7 +4,7 @@ A run is a folder:
 
     checkpoint-000012/   weights.safetensors   model and guide
                          training.pt           optimizer, schedules, random streams, order, records
-                         meta.json             recipe, versions, seed, metric, sizes and hashes
+                         meta.json             epoch, seed, versions, sizes and hashes
     last.json best.json  which checkpoint is which: replaced in one rename
     history.jsonl        one record per epoch, for whoever watches
 
@@ -30,6 +30,7 @@ from ppvae.svi import SVI
 
 __all__ = [
     "CheckpointError",
+    "append_history",
     "exists",
     "load",
     "random_state",
@@ -85,7 +86,8 @@ def save(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for pointer in ("last", "best") if best or not exists(folder, "best") else ("last",):
+    # the best first: between the two a kill must not leave a best one that the last has outdone
+    for pointer in ("best", "last") if best or not exists(folder, "best") else ("last",):
         replace_text(folder / f"{pointer}.json", json.dumps({"checkpoint": name}))
     _prune(folder)
     return folder / name
@@ -157,12 +159,18 @@ def write_history(folder: str | Path, records: list[dict[str, float]]) -> None:
     replace_text(Path(folder) / "history.jsonl", lines)
 
 
+def append_history(folder: str | Path, record: dict[str, float]) -> None:
+    """Add a record to the run's history, a line of JSON."""
+    with (Path(folder) / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def random_state() -> dict[str, object]:
     """Return the state of every random stream: torch's, CUDA's, Python's and NumPy's."""
     kind, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
     }
@@ -196,6 +204,7 @@ def _write_parts(place: Path, svi: SVI, sampler: dict[str, int], meta: dict[str,
     said = {
         "format": FORMAT,
         "epoch": len(svi.records),
+        "seed": torch.initial_seed(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

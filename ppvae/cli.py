@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 something you can mend (said in one line), 130 interrupted
 
 import inspect
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import tyro
 from ppvae import callbacks, runs
 from ppvae import data as data_sets
 from ppvae.data import Split
+from ppvae.diagnostics.importance import LEAST_DRAWS
 from ppvae.recipes import RECIPES, five_guides, pair
 from ppvae.report import format_table, writable_folder, write_report
 from ppvae.svi import SVI
@@ -48,12 +50,12 @@ def compare(
         epochs: How many times to go through the data, per guide.
         latent_dim: The size of the latent.
         hidden: The width of the hidden layer in encoder and decoder.
-        num_particles: The number of draws per test datum that the verdict rests on, at least 25.
+        num_particles: The number of draws per test datum that the verdict rests on, at least 30.
         seed: Of weights, draws and the split.
         device: "auto", "cpu" or "cuda".
         out: The folder to write comparison.csv and index.html to.
     """
-    _require_particles(num_particles)
+    _require(num_particles=(num_particles, LEAST_DRAWS), epochs=(epochs, 1))
     writable_folder(out)  # before the work, not after it
     split = data_sets.load(data, root=root, download=download, binarize=binarize, seed=seed)
     svis, interrupted = {}, False
@@ -82,7 +84,8 @@ def train(
     root: Path = Path("data"),
     download: bool = False,
     binarize: data_sets.Binarize = "threshold",
-    validation_share: float = 0.0,
+    validation_share: float = 0.1,
+    data_seed: int = 0,
     epochs: int = 100,
     batch_size: int = 128,
     patience: int | None = None,
@@ -101,8 +104,9 @@ def train(
         root: The folder of the data sets.
         download: Whether torchvision may fetch what is missing.
         binarize: How gray images become binary; "none" for a likelihood of real numbers.
-        validation_share: The share of the training data held out to choose the best epoch by; without
-            it the official validation part, or else the test part, is scored.
+        validation_share: The share of the training data held out to choose the best epoch by, where
+            there is no official validation part. The test part is never looked at.
+        data_seed: Of the parts and of fixed binarization.
         epochs: How many epochs the run has in all.
         batch_size: The number of data in a batch.
         patience: Stop after so many epochs without a better one.
@@ -113,9 +117,11 @@ def train(
         tensorboard: Whether to write curves for TensorBoard to OUT/tensorboard, too.
         **options: Of the recipe.
     """
+    _require(epochs=(epochs, 1), latent_dim=(options.get("latent_dim", 1), 1))
     chosen = {"name": data, "binarize": "none" if data == "binarized_mnist" else binarize}
-    if validation_share:
+    if data not in data_sets.OFFICIAL_VALIDATION:
         chosen["validation_share"] = validation_share
+    chosen["seed"] = data_seed
     settings = runs.Settings(recipe, options, chosen, seed, batch_size)
     writable_folder(out)
     try:
@@ -131,7 +137,7 @@ def train(
             callbacks=[callbacks.tensorboard(out / "tensorboard")] if tensorboard else [],
         )
     except KeyboardInterrupt:
-        again = " ".join(word for word in sys.argv[1:] if word != "--resume")
+        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
         print(f"\ninterrupted; go on with: ppvae {again} --resume", file=sys.stderr)
         raise
     last = ", ".join(f"{name} {value:.4g}" for name, value in history.records[-1].items())
@@ -154,12 +160,12 @@ def report(
         folders: The runs' folders; their data must be the same.
         root: The folder of the data sets.
         which: Which checkpoint of each.
-        num_particles: The number of draws per test datum that the verdict rests on, at least 25.
+        num_particles: The number of draws per test datum that the verdict rests on, at least 30.
         most_data: How many test data to judge on, drawn by seed 0.
         device: "auto", "cpu" or "cuda".
         out: The folder to write comparison.csv and index.html to.
     """
-    _require_particles(num_particles)
+    _require(num_particles=(num_particles, LEAST_DRAWS), most_data=(most_data, 2))
     writable_folder(out)
     if not folders:
         raise ValueError("name at least one folder of `ppvae train`")
@@ -246,9 +252,10 @@ def _described(function: Callable, hidden: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _require_particles(count: int) -> None:
-    if count < 25:
-        raise ValueError(f"num_particles must be at least 25 for Pareto k, but is {count}")
+def _require(**limits: tuple[int, int]) -> None:
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, but is {value}")
 
 
 def _name(folder: Path, folders: tuple[Path, ...]) -> str:

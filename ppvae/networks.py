@@ -38,6 +38,7 @@ class MLP(nn.Sequential):
         layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), activation())]
         super().__init__(*layers[:-1])
         self.in_features, self.out_features = sizes[0], sizes[-1]
+        self.activation = activation  # a guide applies it to the features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., in_features)`, or events of as many elements, to `(..., out_features)`."""

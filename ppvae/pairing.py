@@ -100,8 +100,9 @@ def _run(owner: str, fn: Callable[[Batch], None], batch: Batch) -> Trace:
         described = ", ".join(f"{n}: {_describe(leaf)}" for n, leaf in leaves(batch).items())
         raise PairError(
             f"the {owner} does not run on the batch ({described}): {_first_line(error)}. Its networks "
-            "and the data must agree: check their sizes, flatten images for an MLP with "
-            "data.flatten(1), and convert integers with data.float()"
+            "and the data must agree: check their sizes. An MLP pair takes flat "
+            "data, data.flatten(1); a convolutional one images (N, C, H, W); a VAE takes a tensor, no "
+            "mapping; integers need data.float()"
         ) from error
 
 

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppvae.diagnostics import AggregatePosterior, Pareto
+from ppvae.diagnostics import AggregatePosterior, Pareto, posterior_moments
 from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch
 from ppvae.training import History
 from ppvae.weights import evaluating, latent_sites, trace_pair
@@ -217,9 +217,7 @@ def latent_map(
     figure, panels = _figure(1, count, width=2.6 * count + 1, height=3)
     names = labels.unique().tolist()
     for axes, (name, guide) in zip(panels, guides.items(), strict=True):
-        with evaluating(guide):
-            _, trace = trace_pair(lambda _: None, guide, batch, num_particles)
-        means = latent_sites(trace)[site]["value"].mean(0)
+        means, _ = posterior_moments(guide, batch, num_particles=num_particles, site=site)
         plane, share = _principal_plane(means)
         for index, label in enumerate(names):
             color = _tab(index, len(names))

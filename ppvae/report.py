@@ -29,7 +29,7 @@ COLUMNS = {
     "mutual_information": ("{:.2f}", "I_q(x; z), nats; at most ln N"),
     "active_units": ("{:.0f}", "latent dimensions whose posterior mean varies by more than 0.01"),
     "seconds": ("{:.1f}", "training time, validation included"),
-    "parameters": ("{:,.0f}", "trainable parameters of the guide"),
+    "parameters": ("{:,.0f}", "parameters of the guide"),
 }
 
 STYLE = """
@@ -153,7 +153,7 @@ def _figures(
     models = {name: svi.model for name, svi in svis.items()}
     guides = {name: svi.guide for name, svi in svis.items()}
     tails = {name: verdict.tail for name, verdict in verdicts.items()}
-    splits = {name: verdict.split for name, verdict in verdicts.items()}
+    splits = {name: v.split for name, v in verdicts.items() if v.split is not None}
     divergences = {name: verdict.kl_per_dimension for name, verdict in verdicts.items()}
     figures = {
         "Training: the ELBO of the test data after each epoch, one draw per datum.": (

@@ -29,7 +29,8 @@ class Settings(NamedTuple):
     Attributes:
         recipe: A name in `RECIPES`.
         options: The recipe's arguments.
-        data: The arguments of `data.load`, without `root` and `download`.
+        data: The arguments of `data.load`, without `root` and `download`: its seed is that of the parts,
+            so that runs of different seeds can be judged on the same test data.
         seed: Of weights, draws and order.
         batch_size: The number of data in a batch.
     """
@@ -94,21 +95,27 @@ def train(
         OSError: If the folder cannot be written.
     """
     folder = Path(out)
-    if resume and (folder / SETTINGS).exists():
+    held = checkpoints.exists(
+        folder
+    )  # settings without a checkpoint are of a run that never began
+    if held and resume:
         _require_same(_read(folder), settings, folder)
-    elif (folder / SETTINGS).exists():
+    elif held:
         raise FileExistsError(
             f"{folder} holds a run of {_read(folder).recipe}: pass --resume to go on, or name another folder"
         )
     split = load_data(settings, root=root, download=download)
-    svi = _build(settings, split, device)
+    options = {"features": split.train[0].numel(), **settings.options}
+    settings = settings._replace(options=options)
+    svi = _build(settings, device)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, settings)
+    if not held:
+        _write(folder, settings)
     return fit(
         svi,
         split.batches(settings.batch_size, seed=settings.seed, device=svi.device),
         epochs=epochs,
-        validation=split.test if split.validation is None else split.validation,
+        validation=split.validation,
         patience=patience,
         checkpoint=folder,
         resume=True,
@@ -143,6 +150,11 @@ def load(path: str | Path, which: str = "best", *, device: str = "auto") -> Run:
     """
     folder = Path(path)
     settings = _read(folder)
+    if settings.recipe not in RECIPES:
+        raise CheckpointError(
+            f"{folder} holds a run of {settings.recipe!r}, a recipe that is unknown here: there are "
+            f"{', '.join(sorted(RECIPES))}"
+        )
     svi = RECIPES[settings.recipe](**_recipe_options(settings), device=device)
     checkpoints.load(folder, svi, which)
     return Run(svi.model, svi.guide, svi, History(svi.records), settings)
@@ -150,15 +162,14 @@ def load(path: str | Path, which: str = "best", *, device: str = "auto") -> Run:
 
 def load_data(settings: Settings, *, root: str | Path = "data", download: bool = False) -> Split:
     """Return the data of a run."""
-    return data.load(**settings.data, root=root, download=download, seed=settings.seed)
+    return data.load(**settings.data, root=root, download=download)
 
 
-def _build(settings: Settings, split: Split, device: str) -> SVI:
+def _build(settings: Settings, device: str) -> SVI:
     if settings.recipe not in RECIPES:
         raise ValueError(
             f"unknown recipe {settings.recipe!r}: choose one of {', '.join(sorted(RECIPES))}"
         )
-    settings.options.setdefault("features", split.train[0].numel())
     pyro.set_rng_seed(settings.seed)
     return RECIPES[settings.recipe](**_recipe_options(settings), device=resolve_device(device))
 
@@ -175,8 +186,7 @@ def _write(folder: Path, settings: Settings) -> None:
         "pyro": pyro.__version__,
     }
     text = json.dumps(settings._asdict() | {"versions": versions}, indent=2)
-    if not (folder / SETTINGS).exists():
-        checkpoints.replace_text(folder / SETTINGS, text)
+    checkpoints.replace_text(folder / SETTINGS, text)
 
 
 def _read(folder: Path) -> Settings:

@@ -156,8 +156,12 @@ class SVI:
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
         """Return the loss in nats per datum, in evaluation mode, and change nothing."""
         self.prepare(*args, **kwargs)
+        record = self.loss.record if isinstance(self.loss, Objective) else None
         with evaluating(self.model, self.guide):
-            return self._loss_per_datum(*args, **kwargs)
+            loss = self._loss_per_datum(*args, **kwargs)
+        if record is not None:
+            self.loss.record = record  # of the last step
+        return loss
 
     def evaluate_loss(self, *args: Batch, **kwargs) -> float:
         """Return `evaluate` as a number, under the name that `pyro.infer.SVI` has for it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
@@ -15,8 +16,8 @@ from ppvae import checkpoints
 from ppvae.batches import Batches
 from ppvae.failures import Snapshot, explain
 from ppvae.objectives import IWELBO, Objective, log_mean_exp
-from ppvae.pairing import check_pair
-from ppvae.protocols import Batch, forked_streams, map_batch
+from ppvae.pairing import PairError, check_pair
+from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
 from ppvae.svi import SVI
 from ppvae.weights import WeightlessError, elbo_per_datum, log_weights
@@ -116,7 +117,7 @@ def fit(
         The history, a view of `svi.records`.
 
     Raises:
-        PairError: If model, guide and first batch do not fit together, in words.
+        PairError: If model, guide, first batch and validation data do not fit together, in words.
         ValueError: If the data are empty, `epochs` is negative, or `patience` is not positive.
         FileExistsError: If the folder holds a run already, and `resume` is not set.
         CheckpointError: If the checkpoint to resume from is damaged, or of something else.
@@ -143,15 +144,18 @@ def fit(
     batches = _batches(data, batch_size, svi.device, epoch=len(history))
     held_out = None if validation is None else _moved(validation, svi.device)
     _prepare(svi, batches)
+    if held_out is not None:
+        _check_validation(svi, held_out)
     if checkpoint is not None:
         _open(checkpoint, svi, batches, resume=resume)
-    until = epochs if resume else len(history) + epochs
-    best = Snapshot(svi, batches)
+    began = 0 if resume else len(history)  # patience counts the epochs of this run
+    until = began + epochs
+    best = None if patience is None else Snapshot(svi, batches)
     with tqdm(
         initial=len(history), total=until, desc="epochs", disable=None if progress else True
     ) as bar:
         first = True
-        while len(history) < until and not _stale(history, patience):
+        while len(history) < until and not _stale(history, patience, began):
             start = time.perf_counter()
             record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=first)}
             if held_out is not None:
@@ -161,12 +165,12 @@ def fit(
             _advance_scheduler(svi, record)
             for callback in callbacks:
                 callback(svi, history)
-            improved = _best_epoch(history) == len(history)
+            improved = _best_epoch(history, began) == len(history)
             if improved and patience is not None:
                 best = Snapshot(svi, batches)
             if checkpoint is not None:
                 checkpoints.save(checkpoint, svi, sampler=_sampler(batches), best=improved)
-                checkpoints.write_history(checkpoint, history.records)
+                checkpoints.append_history(checkpoint, record)
             shown = ("loss", "validation_elbo", "validation_loss")
             bar.set_postfix({name: f"{record[name]:.5g}" for name in shown if name in record})
             bar.update()
@@ -231,17 +235,15 @@ def _score(record: Mapping[str, float]) -> float:
     return -record.get("validation_loss", record["loss"])
 
 
-def _best_epoch(history: History) -> int:
-    """Return the number of the best epoch so far, counted from 1; the first of equals."""
-    return 1 + max(range(len(history)), key=lambda i: _score(history.records[i]))
+def _best_epoch(history: History, began: int) -> int:
+    """Return the number of the best epoch since a run began; the first of equals."""
+    return 1 + max(range(began, len(history)), key=lambda i: _score(history.records[i]))
 
 
-def _stale(history: History, patience: int | None) -> bool:
-    return (
-        patience is not None
-        and len(history) > 0
-        and len(history) - _best_epoch(history) >= patience
-    )
+def _stale(history: History, patience: int | None, began: int) -> bool:
+    if patience is None or len(history) == began:
+        return False
+    return len(history) - _best_epoch(history, began) >= patience
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -272,6 +274,7 @@ def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, floa
             "used up; pass something that can be iterated anew each epoch"
         )
     _require_finite(svi, batches, start, torch.stack(losses))
+    _require_finite_parameters(svi, batches, start)
     return {name: float(total) / count for name, total in sums.items()}
 
 
@@ -286,6 +289,31 @@ def _require_finite(svi: SVI, batches: Iterable[Batch], start: Snapshot, losses:
         f"{explain(svi, batches, start, index)}. Lower the learning rate, clip gradients with "
         "SVI(..., clip_norm=...), or bound scales from below; the pair is as it was before that step"
     )
+
+
+def _require_finite_parameters(svi: SVI, batches: Iterable[Batch], start: Snapshot) -> None:
+    """Raise if the last gradient of an epoch was not finite: no checkpoint may hold such weights."""
+    finite = torch.stack([p.isfinite().all() for p in svi.parameters.values()]).tolist()
+    bad = [name for name, good in zip(svi.parameters, finite, strict=True) if not good]
+    if bad:
+        start.restore(svi, batches)
+        raise FloatingPointError(
+            f"the parameters {', '.join(bad[:3])} are not finite after epoch {len(svi.records) + 1}: the "
+            "gradient of its last step was not, though its loss was. Lower the learning rate, or clip "
+            "gradients with SVI(..., clip_norm=...); the pair is as it was before that epoch"
+        )
+
+
+def _check_validation(svi: SVI, held_out: Batch) -> None:
+    """Say what is wrong with validation data before an epoch is spent."""
+    whole = any(isinstance(part, AutoGuide) for part in modules_of(svi.guide))
+    size = number_of_data(held_out)
+    step = size if whole else 2**12
+    try:
+        for start in range(0, size, step):
+            check_pair(svi.model, svi.guide, rows_of(held_out, start, step))
+    except PairError as error:
+        raise PairError(f"validation: {error}") from error
 
 
 def _validate(svi: SVI, held_out: Batch) -> dict[str, float]:

@@ -202,6 +202,25 @@ def test_patience_stops_and_goes_back_to_the_best(tmp_path, kept):
     assert_same(svi.state_dict(), moments[2])
 
 
+def test_patience_counts_the_epochs_of_each_call():
+    svi = build()
+
+    def worsen(svi, history):
+        history.records[-1]["validation_elbo"] = -float(len(history))
+
+    for total in (3, 6):  # the first epoch of a call is its best
+        history = fit(
+            svi,
+            DATA,
+            epochs=9,
+            validation=DATA[:9],
+            patience=2,
+            callbacks=[worsen],
+            progress=False,
+        )
+        assert len(history) == total
+
+
 def test_a_second_run_is_not_overwritten(tmp_path):
     train(build(), 2, tmp_path)
     with pytest.raises(FileExistsError, match=r"run of 2 epochs: pass resume=True"):
@@ -321,6 +340,33 @@ def test_not_finite_names_step_term_and_site(tmp_path):
     assert "site 'x' of the model" in message or "site 'z'" in message
     assert "term " in message
     assert checkpoints.read_meta(tmp_path)["epoch"] == 1
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path):
+    """Also in the last step of an epoch, whose loss is fine."""
+    svi, steps = build(), iter(range(100))
+    weight = svi.guide.head.weight
+    weight.register_hook(lambda g: g * float("nan") if next(steps) == 7 + 2 else g)
+    with pytest.raises(FloatingPointError, match=r"guide\.head\.weight.* after epoch 2"):
+        train(svi, 4, tmp_path)
+    assert checkpoints.read_meta(tmp_path)["epoch"] == 1
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (DATA[:9] * float("nan"), "validation: .* hold NaN"),
+        (DATA[:9] + 3, "validation: .* outside the likelihood's support"),
+        (DATA[:9, :5], "validation: .* does not run"),
+        (DATA[:0], "N = 0"),
+    ],
+)
+def test_bad_validation_data_are_said_before_an_epoch_is_spent(broken, message):
+    svi = build()
+    with pytest.raises(ValueError, match=message):
+        fit(svi, DATA, epochs=1, validation=broken, progress=False)
+    assert svi.records == []
 
 
 def test_not_finite_leaves_the_pair_before_the_step():

@@ -288,6 +288,47 @@ def test_a_mixture_finds_the_modes_that_a_normal_misses():
     assert table["kl"].tolist() == pytest.approx(table["best"].tolist(), abs=0.06)
 
 
+class HalfFolded(nn.Module):
+    """z ~ N(0, I_2), x ~ N((|z_1|, z_2), 0.5^2): at x = (1.5, 1.5) two modes, z_1 > 0 and z_1 < 0."""
+
+    def forward(self, batch):
+        with pyro.plate("data", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(batch.new_zeros(2), 1.0).to_event(1))
+            mean = torch.stack([z[..., 0].abs(), z[..., 1]], -1)
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=batch)
+
+
+def test_a_mixture_finds_both_modes_from_its_own_start():
+    """KL by quadrature, five seeds, initial values as they come: a Normal keeps to one mode, or worse."""
+    model, (z, cell) = HalfFolded(), grid(5.0, 401)
+    log_p = log_joint(model, FOLDED, z)
+    log_p = log_p - (log_p.logsumexp(0) + cell)
+    rows = []
+    for name, make in {
+        "Normal": Normal,
+        "GaussianMixture": partial(GaussianMixture, components=2),
+    }.items():
+        for seed in range(5):
+            pyro.set_rng_seed(seed)
+            guide = make(MLP(2, 4), latent_dim=2).double()
+            slower = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.993)
+            svi = SVI(model, guide, partial(Adam, lr=0.02), Trace_ELBO(), scheduler=slower)
+            for _ in range(600):
+                svi.step(FOLDED.expand(64, -1))
+                svi.scheduler.step()
+            log_q = poutine.trace(guide).get_trace(FOLDED).nodes["z"]["fn"].log_prob(z).detach()
+            mass = (log_q + cell).exp()
+            modes = sum(bool(mass[side].sum() > 0.3) for side in (z[:, 0] > 0, z[:, 0] < 0))
+            rows.append(
+                {"guide": name, "kl": float((mass * (log_q - log_p)).sum()), "modes": modes}
+            )
+    table = pd.DataFrame(rows).groupby("guide").agg(["min", "max"])
+    print(table)
+    assert (table.loc["GaussianMixture", "modes"] == 2).all()
+    assert table.loc["GaussianMixture", ("kl", "max")] < 0.02
+    assert table.loc["Normal", ("kl", "min")] > 0.5
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("spread", [1.0, 3.0])
 def test_the_gradient_of_a_mixture_agrees_with_quadrature(dim, spread):

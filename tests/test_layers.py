@@ -43,7 +43,7 @@ def _layers():
         "recipes": below_plots | {"data", "plots"},
         "report": below_plots | {"plots"},
         "runs": below_plots | {"data", "recipes"},
-        "cli": {"callbacks", "data", "recipes", "report", "runs", "svi"},
+        "cli": {"callbacks", "data", "diagnostics", "recipes", "report", "runs", "svi"},
     }
 
 

@@ -18,5 +18,5 @@ def test_first_example_runs():
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         exec(compile(code, "README.md", "exec"), {})  # noqa: S102 -- our own README
-    assert "mixture" in shown.getvalue()
+    assert "GaussianMixture" in shown.getvalue()
     assert "evidence" in shown.getvalue()

@@ -62,7 +62,7 @@ def test_every_guide_starts_from_the_same_decoder():
 
 
 def test_command_compares_and_says_where(monkeypatch, tmp_path, capsys):
-    options = ("--epochs", 1, "--hidden", 16, "--num-particles", 25, "--out", tmp_path / "r")
+    options = ("--epochs", 1, "--hidden", 16, "--num-particles", 30, "--out", tmp_path / "r")
     assert run(monkeypatch, "compare", *options, "--device", "cpu") == 0
     shown = capsys.readouterr().out
     assert str(tmp_path / "r" / "index.html") in shown
@@ -75,7 +75,7 @@ def test_interruption_reports_what_is_trained(monkeypatch, tmp_path, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "five_guides", broken)
-    assert run(monkeypatch, "compare", "--out", tmp_path, "--num-particles", 25) == 130
+    assert run(monkeypatch, "compare", "--out", tmp_path, "--num-particles", 30) == 130
     assert (tmp_path / "index.html").exists()
     assert "interrupted: reporting on what is trained, normal" in capsys.readouterr().err
 
@@ -83,8 +83,8 @@ def test_interruption_reports_what_is_trained(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--num-particles", 10), "num_particles must be at least 25"),
-        (("--epochs", -1), "epochs must not be negative"),
+        (("--num-particles", 10), "num_particles must be at least 30"),
+        (("--epochs", -1), "epochs must be at least 1"),
         (("--device", "tpu"), "unknown device 'tpu'"),
         (("--out", "/proc/nowhere"), "cannot write to the folder /proc/nowhere"),
     ],

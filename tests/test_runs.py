@@ -189,10 +189,12 @@ def test_papers_numbers_are_the_defaults():
         (("--data", "mnits"), "unknown data 'mnits': choose one of digits, mnist"),
         (("--batch-size", 5000), "batch_size"),
         (("--batch-size", 0), "batch_size"),
-        (("--epochs", -1), "epochs must not be negative"),
+        (("--epochs", -1), "epochs must be at least 1"),
         (("--patience", 0), "patience must be at least 1"),
         (("--data", "mnist", "--root", "/nowhere"), "download"),
         (("--binarize", "none"), "outside the likelihood's support"),
+        (("--epochs", 0), "epochs must be at least 1"),
+        (("--latent-dim", 0), "latent_dim must be at least 1"),
         (("--device", "tpu"), "unknown device 'tpu'"),
     ],
 )
@@ -211,6 +213,31 @@ def test_unknown_recipe_lists_the_known_ones(ppvae_command, tmp_path):
     assert all(name in err for name in RECIPES)
     with pytest.raises(ValueError, match="unknown recipe 'vea': choose one of beta_vae"):
         runs.train(runs.Settings("vea", {}, {"name": "digits"}), tmp_path, epochs=1)
+
+
+def test_a_mistake_leaves_the_folder_free(ppvae_command, tmp_path):
+    flags = ("train", "vae", *SMALL, "--epochs", 1, "--out", tmp_path)
+    assert ppvae_command(*flags, "--batch-size", 99999)[0] == 2
+    assert ppvae_command(*flags)[0] == 0
+
+
+def test_an_unknown_recipe_in_a_folder_is_said(ppvae_command, tmp_path):
+    ppvae_command("train", "vae", *SMALL, "--epochs", 1, "--out", tmp_path)
+    settings = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(settings | {"recipe": "vea"}))
+    with pytest.raises(
+        ppvae.CheckpointError, match="holds a run of 'vea', a recipe that is unknown"
+    ):
+        ppvae.load(tmp_path)
+
+
+def test_the_test_part_chooses_nothing(ppvae_command, tmp_path):
+    """The best epoch is chosen on held-out training data, the same for every seed."""
+    ppvae_command("train", "vae", *SMALL, "--epochs", 1, "--seed", 5, "--out", tmp_path)
+    settings = ppvae.load(tmp_path, device="cpu").settings
+    split = runs.load_data(settings)
+    assert (len(split.train), len(split.validation), len(split.test)) == (1295, 143, 359)
+    assert torch.equal(split.test, runs.load_data(settings._replace(seed=6)).test)
 
 
 def test_a_run_is_neither_overwritten_nor_changed(ppvae_command, tmp_path):

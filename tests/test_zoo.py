@@ -238,7 +238,7 @@ def test_evaluation_changes_nothing(pair):
         aggregate_posterior(model, guide, pair.batch)
         kl_per_dimension(model, guide, pair.batch, site=pair.latent)
     if pair.density and pair.latent == "z":
-        compare({"guide": guide}, model, pair.batch, num_particles=25)
+        compare({"guide": guide}, model, pair.batch, num_particles=30)
     assert same(before, everything())
     assert before_modes == modes()
 

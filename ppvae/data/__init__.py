@@ -2,7 +2,16 @@
 
 from ppvae.data.loading import digits, load
 from ppvae.data.pixels import Binarize, bernoulli, to_unit
-from ppvae.data.readers import NAMES
+from ppvae.data.readers import NAMES, OFFICIAL_VALIDATION
 from ppvae.data.split import Split
 
-__all__ = ["NAMES", "Binarize", "Split", "bernoulli", "digits", "load", "to_unit"]
+__all__ = [
+    "NAMES",
+    "OFFICIAL_VALIDATION",
+    "Binarize",
+    "Split",
+    "bernoulli",
+    "digits",
+    "load",
+    "to_unit",
+]

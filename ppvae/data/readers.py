@@ -13,7 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
-__all__ = ["NAMES", "Parts", "read"]
+__all__ = ["NAMES", "OFFICIAL_VALIDATION", "Parts", "read"]
+
+OFFICIAL_VALIDATION = ("binarized_mnist", "celeba")  # the other sets have no such part
 
 
 class Parts(NamedTuple):

@@ -12,6 +12,7 @@ from ppvae.diagnostics.latent import (
     aggregate_posterior,
     kl_per_dimension,
     mutual_information,
+    posterior_moments,
 )
 from ppvae.diagnostics.verdict import Verdict, compare, judge
 
@@ -29,4 +30,5 @@ __all__ = [
     "mutual_information",
     "pareto_k",
     "pareto_threshold",
+    "posterior_moments",
 ]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppvae.objectives import log_mean_exp
 
+LEAST_DRAWS = 30  # fewer leave no tail to fit
+
 __all__ = ["Evidence", "Pareto", "evidence", "pareto_k", "pareto_threshold"]
 
 
@@ -114,10 +116,10 @@ def pareto_k(log_w: Tensor) -> Pareto:
     whose whole tail is tied. A tail that no Pareto distribution fits has k = infinity.
 
     Args:
-        log_w: Log weights, (K, N), of `log_weights`; K at least 25, better 1000.
+        log_w: Log weights, (K, N), of `log_weights`; K at least 30, better 1000.
 
     Raises:
-        ValueError: If they are not (K, N) with K >= 25.
+        ValueError: If they are not (K, N) with K >= 30.
 
     References:
         Vehtari et al. (2024), Pareto Smoothed Importance Sampling, arXiv:1507.02646.
@@ -128,7 +130,7 @@ def pareto_k(log_w: Tensor) -> Pareto:
     """
     from arviz_stats.base import array_stats
 
-    _require_weights(log_w, least=25)
+    _require_weights(log_w, least=LEAST_DRAWS)
     columns = log_w.detach().double().cpu().numpy().T
     fits = [_tail(column, array_stats) for column in columns]
     k, ess = torch.tensor(np.array(fits)).T

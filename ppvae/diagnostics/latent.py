@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
 from torch import Tensor
 
 from ppvae.divergences import kl_per_coordinate
 from ppvae.objectives import Terms, log_mean_exp
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, modules_of, rows_of
 from ppvae.weights import (
+    CHUNK,
     evaluating,
     is_delta,
     latent_sites,
@@ -26,6 +28,7 @@ __all__ = [
     "aggregate_posterior",
     "kl_per_dimension",
     "mutual_information",
+    "posterior_moments",
 ]
 
 
@@ -163,7 +166,7 @@ def kl_per_dimension(
                     f"the KL per dimension of site {site!r} has no form for a {type(q).__name__} "
                     f"guide under a {type(base).__name__} prior: only its sum is known"
                 ) from None
-        variance, mean = torch.var_mean(_draws(guide, batch, num_particles, site), dim=0)
+        mean, variance = posterior_moments(guide, batch, num_particles=num_particles, site=site)
         moments = dist.Normal(mean, variance.sqrt())
         return torch.distributions.kl_divergence(moments, base).flatten(0, -2).mean(0)
 
@@ -194,7 +197,7 @@ def active_units(
 
     Raises:
         KeyError: If there is no such latent.
-        ValueError: If all data share the latent.
+        ValueError: If all data share the latent, or there is one datum only.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.1.2.
@@ -206,16 +209,49 @@ def active_units(
         >>> active_units(Exact(model), torch.linspace(-3, 3, 20)[:, None])
         tensor([ True, False])
     """
-    with evaluating(guide):
-        variance, mean = torch.var_mean(_draws(guide, batch, num_particles, site), dim=0)
+    if batch_size(batch) < 2:
+        raise ValueError("active units are about how data differ: give at least 2 data")
+    mean, variance = posterior_moments(guide, batch, num_particles=num_particles, site=site)
     noise = variance.mean(0) / num_particles
     return mean.var(0) - noise > threshold
 
 
-def _draws(guide: Guide, batch: Batch, num_particles: int, site: str) -> Tensor:
-    """Return draws of one latent, (K, N, D)."""
-    _, guide_trace = trace_pair(lambda _: None, guide, batch, num_particles)
-    return _latent(guide_trace, site)["value"]
+def posterior_moments(
+    guide: Guide, batch: Batch, *, num_particles: int = 100, site: str = "z"
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of a latent under the guide, by draws, a few data at a time.
+
+    Args:
+        guide: Samples q(z | x).
+        batch: x, (N, ...).
+        num_particles: The number of draws per datum, at least 2.
+        site: The latent.
+
+    Returns:
+        Means and variances, (N, D) each.
+
+    Raises:
+        KeyError: If there is no such latent.
+        ValueError: If all data share the latent.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> mean, variance = posterior_moments(Exact(LinearGaussian(torch.ones(3, 2))), torch.zeros(5, 3))
+        >>> mean.shape, variance.shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
+    """
+    size = batch_size(batch)
+    whole = any(isinstance(part, AutoGuide) for part in modules_of(guide))
+    rows = size if whole else max(1, CHUNK // num_particles)
+    moments = []
+    with evaluating(guide):
+        for start in range(0, size, rows):
+            some = rows_of(batch, start, rows)
+            _, guide_trace = trace_pair(lambda _: None, guide, some, num_particles)
+            moments.append(torch.var_mean(_latent(guide_trace, site)["value"], dim=0))
+    variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    return mean, variance
 
 
 def _latent(trace: Trace, site: str) -> dict:

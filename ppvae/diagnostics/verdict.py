@@ -15,7 +15,7 @@ from ppvae.diagnostics.latent import (
     aggregate_posterior,
     kl_per_dimension,
 )
-from ppvae.protocols import Batch, Guide, Model, module_of, rows_of
+from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch, module_of
 from ppvae.weights import WeightlessError, evaluating, log_weights, plan_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def judge(
         guide: Samples q(z | x), with a density.
         batch: Held-out data x, (N, ...).
         num_particles: The number K of draws per datum that weights are computed of.
-        most_data: How many data, the first of the batch, the KL is split on, since that costs N^2.
+        most_data: How many data, evenly spaced over the batch, the KL is split on: that costs N^2.
         site: The latent to look at per dimension: z, or else the model's last one, by default.
 
     Raises:
@@ -103,7 +103,7 @@ def judge(
     site = site or ("z" if "z" in plan.latents else plan.latents[-1])
     split, divergences, active = None, torch.empty(0), torch.empty(0, dtype=torch.bool)
     if not plan.joint:
-        some = batch if plan.whole else rows_of(batch, 0, most_data)
+        some = batch if plan.whole else _spaced(batch, most_data)
         try:
             divergences = kl_per_dimension(model, guide, some, site=site)
         except ValueError:  # dependent coordinates under a prior that is not Normal
@@ -165,6 +165,13 @@ def compare(
             )
         rows[name] = judge(of, guide, batch, **kwargs).row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
+
+
+def _spaced(batch: Batch, most: int) -> Batch:
+    """Return at most so many data, from all over the batch: data sets are often ordered by class."""
+    size = batch_size(batch)
+    rows = torch.linspace(0, size - 1, min(size, most)).long()
+    return map_batch(lambda leaf: leaf[rows.to(leaf.device)], batch)
 
 
 def _count_parameters(side: Model | Guide) -> int:

@@ -78,11 +78,14 @@ def survives(folder: Path, loss: str, seconds: float | None) -> bool:
 
 def ending(folder: Path, loss: str) -> dict[str, object]:
     """Return all that a run left behind, seconds aside."""
+    best = build(loss)
+    checkpoints.load(folder, best, "best")
     svi = build(loss)
     meta = checkpoints.load(folder, svi)
     records = [{k: v for k, v in r.items() if k != "seconds"} for r in svi.records]
     return {
         "state": svi.state_dict(),
+        "best": best.state_dict(),
         "random": meta["random"],
         "sampler": meta["sampler"],
         "records": records,
