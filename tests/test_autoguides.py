@@ -3,9 +3,7 @@
 import copy
 import json
 import math
-import os
 from functools import partial
-from pathlib import Path
 
 import arviz as az
 import numpy as np
@@ -24,6 +22,7 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from real import real
 from torch import nn
 from torch.optim import Adam
 from zoo import binary, particles, vae
@@ -779,8 +778,7 @@ def test_evaluation_changes_nothing():
 
 # Eight schools
 
-DATA = Path(os.environ.get("PPVAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
-SCHOOLS = DATA / "posteriordb" / "eight_schools-eight_schools_noncentered.npz"
+SCHOOLS = "eight_schools-eight_schools_noncentered.npz"
 
 
 def eight_schools(batch):
@@ -796,9 +794,7 @@ def eight_schools(batch):
 @pytest.fixture(scope="module")
 def reference():
     """The reference draws, (10000, K), by name, and the data."""
-    if not SCHOOLS.exists():
-        pytest.skip(f"{SCHOOLS.name} is in no posteriordb folder of $PPVAE_DATA or ../shared/data")
-    file = np.load(SCHOOLS)
+    file = np.load(real("posteriordb") / SCHOOLS)
     given = json.loads(str(file["data_json"]))
     batch = {name: torch.tensor(given[name], dtype=torch.float32) for name in ("y", "sigma")}
     draws = file["draws"].reshape(-1, file["draws"].shape[-1])
