@@ -233,6 +233,8 @@ class SVI:
 
 def _own(loss: Loss) -> Loss:
     """Return a loss that is safe to keep: a Pyro ELBO remembers the plates of the pair it met."""
+    if isinstance(loss, type):
+        raise TypeError(f"loss must be an ELBO, not its class: write {loss.__name__}()")
     if isinstance(loss, Objective):
         return loss
     if isinstance(loss, RenyiELBO):  # has no differentiable loss, and trains no plain module

@@ -118,7 +118,9 @@ def fit(
 
     Raises:
         PairError: If model, guide, first batch and validation data do not fit together, in words.
-        ValueError: If the data are empty, `epochs` is negative, or `patience` is not positive.
+        TypeError: If the data are neither tensors nor an iterable.
+        ValueError: If the data are empty, `epochs` is negative, `patience` is not positive, or
+            `batch_size` is given with an iterable.
         FileExistsError: If the folder holds a run already, and `resume` is not set.
         CheckpointError: If the checkpoint to resume from is damaged, or of something else.
         FloatingPointError: If a loss is not finite, naming step, term and site; the last checkpoint
@@ -188,6 +190,16 @@ def _batches(
     data: Batch | Iterable[Batch], size: int | None, device: torch.device, epoch: int
 ) -> Iterable[Batch]:
     if not isinstance(data, (Tensor, Mapping, np.ndarray)):
+        if not isinstance(data, Iterable):
+            raise TypeError(
+                f"data must be a tensor, a mapping of tensors or an iterable of batches, but is a "
+                f"{type(data).__name__}: of a Split pass split.train, or split.batches()"
+            )
+        if size is not None:
+            raise ValueError(
+                f"batch_size={size} is for a whole data set, but {type(data).__name__} comes in batches "
+                "already: give the size where they are made"
+            )
         return data
     batches = Batches(data, size, device=device)
     batches.epoch = epoch

@@ -30,7 +30,8 @@ def build(loss=Trace_ELBO, guide=Normal, scheduler=None, optimizer=torch.optim.A
 
 
 def train(svi, epochs, folder=None, data=DATA, **kwargs):
-    kwargs = {"batch_size": 16, "validation": DATA[:10], **kwargs}
+    sizes = {"batch_size": 16} if isinstance(data, torch.Tensor) else {}
+    kwargs = {**sizes, "validation": DATA[:10], **kwargs}
     return fit(svi, data, epochs=epochs, checkpoint=folder, resume=True, progress=False, **kwargs)
 
 

@@ -13,12 +13,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import GUIDES, PAIRS, Point, binary, squared, train, vae
 
 from ppvae import SVI, Batches, PairError, fit
+from ppvae.data import digits
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO, warmup
 from ppvae.training import History
 
 DATA = binary(40, 8)
-quiet = partial(fit, batch_size=16, progress=False)
+
+
+def quiet(svi, data, **options):
+    """Fit without a bar, in batches of 16 where the data come whole."""
+    if isinstance(data, (torch.Tensor, dict)):
+        options.setdefault("batch_size", 16)
+    return fit(svi, data, **{"progress": False, **options})
 
 
 def svi(loss=Trace_ELBO, seed=0, **kwargs):
@@ -395,3 +402,21 @@ def test_a_pyro_svi_would_not_have_trained():
     ours = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     ours.step(DATA)
     assert not equal(before, list(guide.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (digits(), {}, r"is a Split: of a Split pass split\.train"),
+        ([torch.ones(4, 8)], {"batch_size": 2}, "batch_size=2 is for a whole data set, but list"),
+    ],
+)
+def test_data_of_another_kind_are_said(data, options, message):
+    svi = train(*PAIRS[0].make(), Trace_ELBO())
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(svi, data, epochs=1, progress=False, **options)
+
+
+def test_a_loss_is_made_not_named():
+    with pytest.raises(TypeError, match=r"write Trace_ELBO\(\)"):
+        train(*PAIRS[0].make(), Trace_ELBO)
