@@ -23,8 +23,8 @@ class Amortized(nn.Module):
         posterior: Maps h, `(N, head_features)`, to q(z|x) of batch shape (N,); a module if it has
             parameters.
         head_features: The size of h.
-        activation: a, applied to the features; by default what the encoder has between its layers, as
-            `MLP` says, or else ReLU. `nn.Identity()` where the encoder ends in one already.
+        activation: a, applied to the features; by default what the encoder has between its layers,
+            as `MLP` says, or else ReLU. `nn.Identity()` where the encoder ends in one already.
 
     Sites:
         z: (N, D) the latent.
@@ -44,8 +44,8 @@ class Amortized(nn.Module):
         super().__init__()
         if not isinstance(encoder, Encoder):
             raise TypeError(
-                f"the encoder {type(encoder).__name__} has no out_features, from which a guide sizes "
-                "its head: set encoder.out_features to the last axis of its output"
+                f"the encoder {type(encoder).__name__} has no out_features, from which a guide "
+                "sizes its head: set encoder.out_features to the last axis of its output"
             )
         self.encoder = encoder
         self.activation = _activation_of(encoder) if activation is None else activation

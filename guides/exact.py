@@ -24,9 +24,9 @@ class Exact(nn.Module):
 
         q(z|x) = p(z|x)
 
-    Every log weight then equals ln p(x), whatever the draw. No parameters: the posterior is computed
-    from the model's, without gradient, so that training moves the model by E_p(z|x)[grad ln p(x, z)],
-    the gradient of the evidence.
+    Every log weight then equals ln p(x), whatever the draw. No parameters: the posterior is
+    computed from the model's, without gradient, so that training moves the model by E_p(z|x)[grad
+    ln p(x, z)], the gradient of the evidence.
 
     Args:
         model: A model with a method `posterior(batch)`, such as `models.LinearGaussian`.
@@ -49,8 +49,8 @@ class Exact(nn.Module):
         super().__init__()
         if not callable(getattr(model, "posterior", None)):
             raise TypeError(
-                f"Exact needs a model with a method posterior(batch), which {type(model).__name__} "
-                "has not: use an amortized guide such as Normal"
+                "Exact needs a model with a method posterior(batch), which "
+                f"{type(model).__name__} has not: use an amortized guide such as Normal"
             )
         self._model = (model,)  # a tuple keeps the model's parameters out of ours
 

@@ -108,7 +108,7 @@ class _Coupling(nn.Module):
 
 @contextmanager
 def _validation_restored() -> Iterator[None]:
-    """Undo what importing zuko does: it switches argument validation off for every distribution."""
+    """Undo what importing zuko does: it switches off argument validation for all distributions."""
     flag = torch.distributions.Distribution._validate_args
     try:
         yield

@@ -18,9 +18,9 @@ class GaussianMixture(Amortized):
 
         q(z|x) = sum_c pi_c(x) prod_d N(z_d; m_cd(x), s_cd(x)^2)
 
-    The density is exact, so the ELBO is a bound. Not a mixture over the population of data: that is
-    a matter of the objective. The means start apart, one N(0, 1) draw each, since components that
-    start equal stay equal. The weights of components that lie far apart hardly learn: see
+    The density is exact, so the ELBO is a bound. Not a mixture over the population of data: that
+    is a matter of the objective. The means start apart, one N(0, 1) draw each, since components
+    that start equal stay equal. The weights of components that lie far apart hardly learn: see
     `ppvae.distributions.MixtureOfDiagNormals`.
 
     Args:

@@ -22,7 +22,8 @@ class VAE(nn.Module):
         decoder: Maps latents `(..., D)` to h, of the data's event shape.
         latent_dim: The size D of the latent.
         likelihood: "bernoulli", "normal", "laplace" or "poisson", or a callable from h to a
-            distribution. "normal" and "laplace" learn their scale; `likelihoods.Normal(0.1)` fixes it.
+            distribution. "normal" and "laplace" learn their scale; `likelihoods.Normal(0.1)` fixes
+            it.
         prior: p(z): a distribution (fixed), a module that returns one when called (learned), or
             None for N(0, I).
 

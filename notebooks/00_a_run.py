@@ -15,10 +15,10 @@
 #
 # **Claim.** A run that is interrupted and resumed ends where it would have ended, bit for bit.
 #
-# A *recipe* is a function from the number of features to a model, a guide and a loss, with the numbers of
-# a paper for defaults: the same functions that `ppvae train` takes from the command line. With
-# `checkpoint=` training keeps its best and its last epoch in a folder, each as one moment: weights,
-# optimizer, schedules, random streams, and the order of the data.
+# A *recipe* is a function from the number of features to a model, a guide and a loss, with the
+# numbers of a paper for defaults: the same functions that `ppvae train` takes from the command
+# line. With `checkpoint=` training keeps its best and its last epoch in a folder, each as one
+# moment: weights, optimizer, schedules, random streams, and the order of the data.
 
 # %%
 import os
@@ -43,8 +43,8 @@ def run(folder, epochs):
 
 
 # %% [markdown]
-# The first run goes through. The second stops half way, and everything about it is forgotten but its
-# folder; the third goes on from there.
+# The first run goes through. The second stops half way, and everything about it is forgotten but
+# its folder; the third goes on from there.
 
 # %%
 whole, history = run("whole", EPOCHS)

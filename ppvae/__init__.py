@@ -1,4 +1,4 @@
-"""Models and guides that can be swapped, objectives that pair any two, weights that judge every pair."""
+"""Models and guides to swap, objectives that pair any two, weights that judge every pair."""
 
 from ppvae import checkpoints, diagnostics, guides, models, networks, objectives
 from ppvae.arviz import from_pyro, from_pyro_svi

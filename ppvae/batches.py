@@ -24,21 +24,22 @@ class Batches:
     """Minibatches of a whole data set, in a new order every epoch.
 
     Tensors live on the device and are shuffled there. Of memory-mapped arrays (`np.load(path,
-    mmap_mode="r")`, `np.memmap`) only the rows of a batch are read and moved, so that the data may exceed
-    the memory; both kinds give the same batches, bit for bit.
+    mmap_mode="r")`, `np.memmap`) only the rows of a batch are read and moved, so that the data may
+    exceed the memory; both kinds give the same batches, bit for bit.
 
-    An epoch's order, and what `transform` draws, depend on the seed and the epoch alone, and not on what
-    else drew random numbers: that is what exact resume rests on. The last batch may be smaller. An epoch
-    that is broken off counts as begun, so the next iteration has another order.
+    An epoch's order, and what `transform` draws, depend on the seed and the epoch alone, and not
+    on what else drew random numbers: that is what exact resume rests on. The last batch may be
+    smaller. An epoch that is broken off counts as begun, so the next iteration has another order.
 
     Args:
         data: The whole data set, `(N, ...)`: a tensor or an array, or a mapping of them.
         batch_size: The number of data in a batch; 128, or N where there are fewer, by default.
         shuffle: Whether to reorder the data every epoch.
         seed: Of the order; that of `torch.manual_seed` by default.
-        device: Where to keep the tensors, and to put the rows of arrays; where they are by default.
-        transform: Applied to every batch on its device, `(batch, generator) -> batch`, with the epoch's
-            own generator: `ppvae.data.bernoulli` binarizes anew every epoch.
+        device: Where to keep the tensors, and to put the rows of arrays; where they are by
+            default.
+        transform: Applied to every batch on its device, `(batch, generator) -> batch`, with the
+            epoch's own generator: `ppvae.data.bernoulli` binarizes anew every epoch.
 
     Attributes:
         epoch: The number of epochs begun, which is the index of the next one.
@@ -90,7 +91,7 @@ class Batches:
             yield batch if self.transform is None else self.transform(batch, generator)
 
     def state_dict(self) -> dict[str, int]:
-        """Return what fixes the epochs to come: seed and epoch, with the sizes to check them by."""
+        """Return what fixes the epochs to come: seed and epoch, and the sizes to check them by."""
         names = ("seed", "epoch", "size", "batch_size")
         return {name: getattr(self, name) for name in names}
 
@@ -98,8 +99,8 @@ class Batches:
         """Go on where another run ended.
 
         Raises:
-            ValueError: If the state is of other data or of another batch size: the epochs to come would
-                not be those of that run.
+            ValueError: If the state is of other data or of another batch size: the epochs to come
+                would not be those of that run.
         """
         for name in ("size", "batch_size"):
             if state[name] != getattr(self, name):
@@ -157,7 +158,7 @@ def _each(function: Callable[[Leaf], Leaf], data: Data) -> Data:
 
 
 def _shapes(data: Data) -> Batch:
-    """Return the data with tensors of no memory in place of the arrays, to be checked as a batch."""
+    """Return the data with tensors of no memory in place of arrays, to check as a batch."""
     if isinstance(data, Mapping):
         return {name: _shape(name, leaf) for name, leaf in data.items()}
     return _shape("x", data)
@@ -170,8 +171,8 @@ def _shape(name: str, leaf: Leaf) -> Tensor:
         torch.from_numpy(np.empty(0, leaf.dtype))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"the array {name!r} has dtype {leaf.dtype}, which no tensor has: save it as numbers in the "
-            "machine's byte order, such as float32 or uint8"
+            f"the array {name!r} has dtype {leaf.dtype}, which no tensor has: save it as numbers "
+            "in the machine's byte order, such as float32 or uint8"
         ) from error
     return torch.empty(leaf.shape, device="meta")
 
@@ -199,7 +200,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device={str(device)!r} was asked for, but this machine or this build of torch has no "
-            "CUDA device: choose 'cpu', or 'auto' to take what there is"
+            f"device={str(device)!r} was asked for, but this machine or this build of torch has "
+            "no CUDA device: choose 'cpu', or 'auto' to take what there is"
         )
     return resolved

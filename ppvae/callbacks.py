@@ -27,8 +27,8 @@ def tensorboard(folder: str | Path) -> Callable[[SVI, History], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ModuleNotFoundError(
-            "TensorBoard is not installed: pip install tensorboard, or read history.jsonl, which every "
-            "run with a checkpoint folder writes"
+            "TensorBoard is not installed: pip install tensorboard, or read history.jsonl, which "
+            "every run with a checkpoint folder writes"
         ) from error
 
     def write(svi: SVI, history: History) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, renamed into place, verified when read.
+"""Checkpoints that survive a kill at any moment: written aside, renamed, verified when read.
 
 A run is a folder:
 
@@ -46,7 +46,7 @@ WEIGHTS, TRAINING, META = "weights.safetensors", "training.pt", "meta.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or belongs to something else; the message says which and why."""
+    """A checkpoint that cannot be read, or belongs to something else; the message says why."""
 
 
 def save(
@@ -94,7 +94,7 @@ def save(
 
 
 def load(folder: str | Path, svi: SVI, which: str = "last") -> dict[str, object]:
-    """Take up a checkpoint: weights, optimizer, schedules, records; return its meta data and sampler.
+    """Take up a checkpoint, with optimizer and records; return its meta data and sampler.
 
     Args:
         folder: The run's folder.
@@ -255,8 +255,8 @@ def _check_architecture(
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (" ..." if len(faults) > 5 else "")
         raise CheckpointError(
-            f"the checkpoint {place} is of another architecture: {shown}. Build model and guide with "
-            "the arguments they were trained with"
+            f"the checkpoint {place} is of another architecture: {shown}. Build model and guide "
+            "with the arguments they were trained with"
         )
 
 
@@ -266,7 +266,8 @@ def _find(folder: str | Path, which: str) -> Path:
         return Path(folder) / json.loads(pointer.read_text(encoding="utf-8"))["checkpoint"]
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"there is no {which} checkpoint in {folder}: train with fit(..., checkpoint={str(folder)!r})"
+            f"there is no {which} checkpoint in {folder}: train with fit(..., "
+            f"checkpoint={str(folder)!r})"
         ) from error
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{pointer} is damaged: {error}") from error
@@ -279,7 +280,7 @@ def _fingerprint(path: Path) -> dict[str, object]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it into place, so that a reader finds the old or the new one."""
+    """Write a file aside and rename it into place: a reader finds the old or the new one."""
     aside = path.with_name(f".{path.name}.writing")
     try:
         with aside.open("w", encoding="utf-8") as file:

@@ -104,8 +104,8 @@ def train(
         root: The folder of the data sets.
         download: Whether torchvision may fetch what is missing.
         binarize: How gray images become binary; "none" for a likelihood of real numbers.
-        validation_share: The share of the training data held out to choose the best epoch by, where
-            there is no official validation part. The test part is never looked at.
+        validation_share: The share of the training data held out to choose the best epoch by,
+            where there is no official validation part. The test part is never looked at.
         data_seed: Of the parts and of fixed binarization.
         epochs: How many epochs the run has in all.
         batch_size: The number of data in a batch.

@@ -14,9 +14,9 @@ class MixtureOfDiagNormals(dist.MixtureOfDiagNormals):
 
         q(z) = sum_c pi_c prod_d N(z_d; m_cd, s_cd^2)
 
-    Pyro 1.9's own pathwise gradient of the logits is right for two components of scale 1 only. Here
-    each draw moves with its components' m and s in proportion to their share of it, and with the
-    logits as its distribution function demands, coordinate by coordinate:
+    Pyro 1.9's own pathwise gradient of the logits is right for two components of scale 1 only.
+    Here each draw moves with its components' m and s in proportion to their share of it, and with
+    the logits as its distribution function demands, coordinate by coordinate:
 
         dz_d / dlogits = -(dF(z_d | z_<d) / dlogits) / q(z_d | z_<d)
 
@@ -49,6 +49,8 @@ class MixtureOfDiagNormals(dist.MixtureOfDiagNormals):
             for t in (locs, scales)
         )
         z = loc + scale * torch.randn_like(loc)
+        if not torch.is_grad_enabled():
+            return z
         noise = (z.unsqueeze(-2) - locs) / scales  # (*sample_shape, ..., K, D)
         log_share = self.categorical.logits.detach() - (noise.square() / 2 + scales.log()).sum(-1)
         by_components = (

@@ -19,7 +19,7 @@ __all__ = ["Snapshot", "explain"]
 
 
 class Snapshot:
-    """A moment of training in memory: weights, optimizer, schedules, random streams, order of data.
+    """A moment of training in memory: weights, optimizer, schedules, random streams, order.
 
     Args:
         svi: Whose moment.
@@ -46,8 +46,8 @@ class Snapshot:
 def explain(svi: SVI, batches: Iterable[Batch], start: Snapshot, index: int) -> str:
     """Return why the loss of a step was not finite, by living through its epoch again.
 
-    Nothing is checked while training goes well, for a check waits for the device. Afterwards the epoch
-    is repeated from its start, on the same random numbers, up to the step in question.
+    Nothing is checked while training goes well, for a check waits for the device. Afterwards the
+    epoch is repeated from its start, on the same random numbers, up to the step in question.
 
     Args:
         svi: Left as it was before the step.
@@ -68,8 +68,8 @@ def _blame(svi: SVI, batch: Batch) -> str:
     bad = [name for name, p in svi.parameters.items() if not p.isfinite().all()]
     if bad:
         return (
-            f"the parameters {', '.join(bad[:3])} were not finite any more: the gradient of the step "
-            "before was not"
+            f"the parameters {', '.join(bad[:3])} were not finite any more: the gradient of the "
+            "step before was not"
         )
     state = checkpoints.random_state()
     with torch.no_grad(), pyro.validation_enabled(False):

@@ -1,4 +1,4 @@
-"""Likelihood heads: from a decoder's output to a distribution over the data, every constant included.
+"""Likelihood heads: from a decoder's output to a distribution over data, all constants included.
 
 A head is any callable `h -> Distribution` whose batch shape is h's shape, or that declares its own
 events; the model calls `.to_event` for the rest. Heads with parameters are modules.
@@ -124,6 +124,6 @@ def likelihood_head(likelihood: str | Likelihood) -> Likelihood:
         case "poisson":
             return poisson
     raise ValueError(
-        f"unknown likelihood {likelihood!r}: choose 'bernoulli', 'normal', 'laplace' or 'poisson', "
-        "or pass a callable from the decoder's output to a distribution"
+        f"unknown likelihood {likelihood!r}: choose 'bernoulli', 'normal', 'laplace' or "
+        "'poisson', or pass a callable from the decoder's output to a distribution"
     )

@@ -65,8 +65,8 @@ def flatten_event(x: Tensor, features: int) -> Tensor:
         if count < x.ndim and prod(x.shape[-count:]) == features:
             return x.flatten(-count)
     raise ValueError(
-        f"a network with in_features={features} got an input of shape {tuple(x.shape)}, whose last "
-        f"axes do not hold {features} elements: change the network's first size or the data"
+        f"a network with in_features={features} got an input of shape {tuple(x.shape)}, whose "
+        f"last axes do not hold {features} elements: change the network's first size or the data"
     )
 
 

@@ -31,9 +31,9 @@ class PairError(ValueError):
 def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
     """Check that a guide fits a model and a batch, and change nothing.
 
-    Runs both once, in evaluation mode and on a fork of the random streams, and takes one gradient. An
-    autoguide that was never run makes its parameters then. Where all data share a latent, in model and
-    guide, sites may lie outside of plate "data", in plates that name all their axes.
+    Runs both once, in evaluation mode and on a fork of the random streams, and takes one gradient.
+    An autoguide that was never run makes its parameters then. Where all data share a latent, in
+    model and guide, sites may lie outside of plate "data", in plates that name all their axes.
 
     Args:
         model: Samples p(x, z).
@@ -42,20 +42,21 @@ def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
 
     Raises:
         PairError: If a latent site is missing from the guide or unknown to the model, if event
-            shapes, supports, plates or batch sizes differ, if a site lies outside plate "data" at dim -1
-            without need, if the data are NaN or outside the likelihood's support, if tensors differ in device or
-            dtype, or if a parameter receives no gradient.
+            shapes, supports, plates or batch sizes differ, if a site lies outside plate "data" at
+            dim -1 without need, if the data are NaN or outside the likelihood's support, if
+            tensors differ in device or dtype, or if a parameter receives no gradient.
         ValueError: If the batch is empty.
 
     Example:
         >>> from ppvae.guides import Normal
         >>> from ppvae.models import VAE
         >>> from ppvae.networks import MLP
-        >>> check_pair(VAE(MLP(3, 8), latent_dim=3), Normal(MLP(8, 16), latent_dim=2), torch.ones(5, 8))
+        >>> model, guide = VAE(MLP(3, 8), latent_dim=3), Normal(MLP(8, 16), latent_dim=2)
+        >>> check_pair(model, guide, torch.ones(5, 8))
         Traceback (most recent call last):
         ...
-        ppvae.pairing.PairError: site 'z': the model's events have shape (3,), the guide's (2,): give \
-both the same latent_dim
+        ppvae.pairing.PairError: site 'z': the model's events have shape (3,), the guide's (2,): \
+give both the same latent_dim
     """
     size = batch_size(batch)
     _check_tensors(model, guide, batch)
@@ -99,10 +100,10 @@ def _run(owner: str, fn: Callable[[Batch], None], batch: Batch) -> Trace:
                 ) from error
         described = ", ".join(f"{n}: {_describe(leaf)}" for n, leaf in leaves(batch).items())
         raise PairError(
-            f"the {owner} does not run on the batch ({described}): {_first_line(error)}. Its networks "
-            "and the data must agree: check their sizes. An MLP pair takes flat "
-            "data, data.flatten(1); a convolutional one images (N, C, H, W); a VAE takes a tensor, no "
-            "mapping; integers need data.float()"
+            f"the {owner} does not run on the batch ({described}): {_first_line(error)}. Its "
+            "networks and the data must agree: check their sizes. An MLP pair takes flat "
+            "data, data.flatten(1); a convolutional one images (N, C, H, W); a VAE takes a "
+            "tensor, no mapping; integers need data.float()"
         ) from error
 
 
@@ -133,22 +134,22 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
     in_guide = {n: s for n, s in _sites(guide_trace).items() if not s["is_observed"]}
     for name in (name for name in in_model if name not in in_guide):
         raise PairError(
-            f"site {name!r}: the model samples it, but the guide, with {sorted(in_guide)}, does not: "
-            f"take a guide for this model, or add pyro.sample({name!r}, ...) to it"
+            f"site {name!r}: the model samples it, but the guide, with {sorted(in_guide)}, does "
+            f"not: take a guide for this model, or add pyro.sample({name!r}, ...) to it"
         )
     for name in (name for name in in_guide if name not in in_model):
         if not in_guide[name]["infer"].get("is_auxiliary"):
             raise PairError(
-                f"site {name!r}: the guide samples it, but the model, with {sorted(in_model)}, does "
-                "not know it: take a guide for this model, or mark the site "
+                f"site {name!r}: the guide samples it, but the model, with {sorted(in_model)}, "
+                "does not know it: take a guide for this model, or mark the site "
                 'infer={"is_auxiliary": True}'
             )
     for name, site in in_model.items():
         p, q = site["fn"], in_guide[name]["fn"]
         if p.event_shape != q.event_shape:
             raise PairError(
-                f"site {name!r}: the model's events have shape {tuple(p.event_shape)}, the guide's "
-                f"{tuple(q.event_shape)}: give both the same latent_dim"
+                f"site {name!r}: the model's events have shape {tuple(p.event_shape)}, the "
+                f"guide's {tuple(q.event_shape)}: give both the same latent_dim"
             )
         if not _inside(p, in_guide[name]["value"]):
             raise PairError(
@@ -175,9 +176,9 @@ def _check_axes(owner: str, name: str, site: dict, size: int) -> None:
     bare = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in named]
     if bare:
         raise PairError(
-            f"site {name!r}: the {owner} gives it batch shape {tuple(shape)}, but of its axes {bare} no "
-            f'plate: sample it in pyro.plate("{DATA_PLATE}", N, dim=-1) if each datum has its own, in '
-            "another plate, or declare axes with .to_event(...)"
+            f"site {name!r}: the {owner} gives it batch shape {tuple(shape)}, but of its axes "
+            f'{bare} no plate: sample it in pyro.plate("{DATA_PLATE}", N, dim=-1) if each datum '
+            "has its own, in another plate, or declare axes with .to_event(...)"
         )
 
 
@@ -186,8 +187,8 @@ def _check_same_plates(model_trace: Trace, guide_trace: Trace) -> None:
     for name, site in _sites(model_trace).items():
         if not site["is_observed"] and _frames(site).keys() != _frames(guided[name]).keys():
             raise PairError(
-                f"site {name!r}: the model samples it in plates {sorted(_frames(site))}, but the guide "
-                f"in {sorted(_frames(guided[name]))}: sample it in the same plates"
+                f"site {name!r}: the model samples it in plates {sorted(_frames(site))}, but the "
+                f"guide in {sorted(_frames(guided[name]))}: sample it in the same plates"
             )
 
 
@@ -195,8 +196,8 @@ def _check_plate(owner: str, name: str, site: dict, size: int) -> None:
     _check_data_plate(owner, name, _frames(site), size)
     if site["fn"].batch_shape not in ((size,), ()):
         raise PairError(
-            f"site {name!r}: the {owner} gives it batch shape {tuple(site['fn'].batch_shape)} where "
-            f"({size},) is due: declare the other axes with .to_event(...)"
+            f"site {name!r}: the {owner} gives it batch shape {tuple(site['fn'].batch_shape)} "
+            f"where ({size},) is due: declare the other axes with .to_event(...)"
         )
 
 
@@ -207,13 +208,13 @@ def _check_data_plate(owner: str, name: str, frames: dict, size: int) -> None:
             f"its plates are {sorted(frames)}" if frame is None else f"it is at dim {frame.dim}"
         )
         raise PairError(
-            f'site {name!r}: the {owner} must sample it in pyro.plate("{DATA_PLATE}", N, dim=-1), but '
-            f"{found}: add the plate, and declare other axes with .to_event(...)"
+            f'site {name!r}: the {owner} must sample it in pyro.plate("{DATA_PLATE}", N, dim=-1), '
+            f"but {found}: add the plate, and declare other axes with .to_event(...)"
         )
     if frame.size != size:
         raise PairError(
-            f'site {name!r}: the {owner}\'s plate "{DATA_PLATE}" has size {frame.size}, but the batch '
-            f"{size} data: take the size from the batch"
+            f'site {name!r}: the {owner}\'s plate "{DATA_PLATE}" has size {frame.size}, but the '
+            f"batch {size} data: take the size from the batch"
         )
 
 
@@ -234,8 +235,8 @@ def _check_observed(name: str, site: dict) -> None:
     if bad := int((~fn.support.check(value)).sum()):
         raise PairError(
             f"site {name!r}: {bad} of {len(value)} data lie outside the likelihood's support "
-            f"{fn.support}, with values in [{float(value.min()):g}, {float(value.max()):g}]: binarize "
-            "or rescale them, or choose a likelihood for such data"
+            f"{fn.support}, with values in [{float(value.min()):g}, {float(value.max()):g}]: "
+            "binarize or rescale them, or choose a likelihood for such data"
         )
 
 
@@ -256,8 +257,8 @@ def _check_gradients(model: Model, guide: Guide, model_trace: Trace, guide_trace
     idle = [name for name, g in zip(parameters, gradients, strict=True) if g is None]
     if idle:
         raise PairError(
-            f"no gradient reaches {', '.join(idle)}: use them in the forward pass, or exclude them "
-            "with requires_grad_(False)"
+            f"no gradient reaches {', '.join(idle)}: use them in the forward pass, or exclude "
+            "them with requires_grad_(False)"
         )
 
 

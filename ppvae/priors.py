@@ -36,8 +36,8 @@ class StandardNormal(nn.Module):
 class FixedPrior(nn.Module):
     """Any distribution, held constant; its tensors move with `.to`.
 
-    The distribution is copied, so that moving the model leaves the caller's one in place. It is not
-    part of the `state_dict`: it is rebuilt by the code that made the model.
+    The distribution is copied, so that moving the model leaves the caller's one in place. It is
+    not part of the `state_dict`: it is rebuilt by the code that made the model.
 
     Args:
         distribution: p(z), of event shape (D,).
@@ -61,7 +61,7 @@ class FixedPrior(nn.Module):
 
 
 def _move(node: object, fn: Callable[[Tensor], Tensor], seen: frozenset[int]) -> object:
-    """Return `node` with `fn` applied to its tensors, in place for distributions and transforms."""
+    """Return `node` with `fn` applied to its tensors; distributions and transforms in place."""
     if isinstance(node, Tensor):
         return fn(node)
     if isinstance(node, (list, tuple)) and not isinstance(node, torch.Size):

@@ -1,24 +1,25 @@
 """The contract between models, guides and objectives, written once.
 
-    Batch = Tensor | Mapping[str, Tensor]      (N, ...) each; a missing row of a modality is all NaN
-    model(batch) -> None                       one `pyro.sample` site per variable of the generative story
+    Batch = Tensor | Mapping[str, Tensor]      (N, ...) each; a modality's missing row is all NaN
+    model(batch) -> None                       one `pyro.sample` site per variable of the story
     guide(batch) -> None                       the same latent sites, the same batch
 
 The shape contract, relied on by every objective and diagnostic:
 
 1. All sites live in `pyro.plate("data", N, dim=-1)`. Whatever else a site has is declared by
    `.to_event(...)`, so its log probability is `(N,)`, or `(K, N)` under K particles.
-2. Particles are a plate at `dim=-2` which the objective opens. Networks therefore see `(K, N, ...)`
-   and must accept any number of leading dimensions.
+2. Particles are a plate at `dim=-2` which the objective opens. Networks therefore see
+   `(K, N, ...)` and must accept any number of leading dimensions.
 3. Latent sites have the same names, event shapes and supports in model and guide. A site that only
    the guide needs is marked `infer={"is_auxiliary": True}`.
-4. A guide site without a usable density is a `Delta`, or says why in `infer={"weightless": "..."}`;
-   importance weights then do not exist and `log_weights` refuses.
+4. A guide site without a usable density is a `Delta`, or says why in
+   `infer={"weightless": "..."}`; importance weights then do not exist and `log_weights` refuses.
 5. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
 
-Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A latent
-outside of the data plate belongs to all data at once, and so do the weights of its pair: `log_weights`.
-What takes one batch takes a mapping where a model has several inputs: `model({"x": x, "y": y})`.
+Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A
+latent outside of the data plate belongs to all data at once, and so do the weights of its pair:
+`log_weights`. What takes one batch takes a mapping where a model has several inputs:
+`model({"x": x, "y": y})`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -148,7 +149,7 @@ def rows_of(batch: Batch, start: int, count: int) -> Batch:
 
 
 def module_of(side: Callable) -> nn.Module | None:
-    """Return the module that a model or guide is, or that Pyro's handlers wrap; None for a function.
+    """Return the module that a part is, or that Pyro's handlers wrap; None for a function.
 
     Example:
         >>> from pyro import poutine
@@ -176,10 +177,11 @@ def modules_of(side: Callable) -> list[nn.Module]:
 
 @contextmanager
 def local_parameters() -> Iterator[None]:
-    """Let PyroModules keep their parameters to themselves, and Pyro's parameter store be as it was.
+    """Let PyroModules keep their parameters to themselves, and Pyro's store be as it was.
 
-    Pyro identifies parameters by name, across the process: a second `AutoNormal` would receive those of
-    the first. What plain Pyro left in the store can be read here, and what is added is dropped.
+    Pyro identifies parameters by name, across the process: a second `AutoNormal` would receive
+    those of the first. What plain Pyro left in the store can be read here, and what is added is
+    dropped.
 
     Example:
         >>> with local_parameters():

@@ -45,8 +45,8 @@ def pair(
 ) -> SVI:
     """Return a VAE of tanh layers with a guide, ready to train: what all recipes here share.
 
-    Sizes and optimizer are those of Burda et al., appendix: two hidden layers of 200 tanh units, 50
-    latents, Adam with epsilon 1e-4; the learning rate is the first of their schedule.
+    Sizes and optimizer are those of Burda et al., appendix: two hidden layers of 200 tanh units,
+    50 latents, Adam with epsilon 1e-4; the learning rate is the first of their schedule.
 
     Args:
         guide: Makes the guide from (encoder, latent_dim, activation).
@@ -127,8 +127,8 @@ def beta_vae(
 ) -> SVI:
     """The beta-VAE: the KL weighted by beta, for fewer and more independent coordinates.
 
-    beta = 4, 10 latents and a learning rate of 1e-4 are the paper's; its networks are convolutional,
-    these are not.
+    beta = 4, 10 latents and a learning rate of 1e-4 are the paper's; its networks are
+    convolutional, these are not.
 
     Args:
         features: The number of elements of one datum, which the data hold flat.
@@ -221,8 +221,8 @@ def five_guides(
 
         p(x, z) = N(z; 0, I) Bernoulli(x; sigmoid(decoder(z)))
 
-    Normal, FullRank, GaussianMixture with four components, and Flow by the ELBO; Normal again by the
-    importance-weighted bound with 16 particles.
+    Normal, FullRank, GaussianMixture with four components, and Flow by the ELBO; Normal again by
+    the importance-weighted bound with 16 particles.
 
     Args:
         split: Binary data; the test part is scored after every epoch, and trains nothing.

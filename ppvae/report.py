@@ -38,12 +38,14 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; marg
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
+         white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #222; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0; }
-figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, .facts { color: #555; font-size: .9rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; }
+figcaption, .facts { color: #555; font-size: .9rem; }
 """
 
 
@@ -59,11 +61,11 @@ def write_report(
     title: str = "Guides compared",
     facts: Mapping[str, object] | None = None,
 ) -> "pd.DataFrame":
-    """Judge trained pairs on held-out data, and write the verdict as `comparison.csv` and `index.html`.
+    """Judge trained pairs on held-out data; write `comparison.csv` and `index.html`.
 
     The page holds its figures itself and needs nothing else: training curves, reconstructions and
-    prior samples, Pareto k per datum, KL per latent dimension, a latent map colored by label, and the
-    aggregate posterior against the prior.
+    prior samples, Pareto k per datum, KL per latent dimension, a latent map colored by label, and
+    the aggregate posterior against the prior.
 
     Args:
         svis: Trained pairs by name.
@@ -159,13 +161,13 @@ def _figures(
         "Training: the ELBO of the test data after each epoch, one draw per datum.": (
             plots.training_curves({name: History(svi.records) for name, svi in svis.items()})
         ),
-        "Test data, and their reconstructions by each pair: the likelihood's means at one draw of the "
-        "latent.": plots.reconstructions(pairs, batch, image=image),
+        "Test data, and their reconstructions by each pair: the likelihood's means at one draw of "
+        "the latent.": plots.reconstructions(pairs, batch, image=image),
         "Prior samples of each model: the likelihood's means at draws from the prior.": (
             plots.prior_samples(models, batch, image=image)
         ),
-        "Pareto k of every test datum. Above 0.7 (solid) no practicable number of draws helps; above "
-        "the dashed line this number does not suffice.": plots.pareto_k(tails),
+        "Pareto k of every test datum. Above 0.7 (solid) no practicable number of draws helps; "
+        "above the dashed line this number does not suffice.": plots.pareto_k(tails),
         "KL of each latent dimension: exact for a factorized guide, else that of Normal marginals "
         "with the posterior's means and variances, a lower bound.": plots.kl_per_dimension(
             divergences

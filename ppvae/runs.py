@@ -1,4 +1,4 @@
-"""A run is a recipe, data and a seed in a folder: trained, resumed after anything, loaded for analysis."""
+"""A run is a recipe, data and a seed in a folder: trained, resumed, loaded for analysis."""
 
 import json
 import platform
@@ -29,8 +29,8 @@ class Settings(NamedTuple):
     Attributes:
         recipe: A name in `RECIPES`.
         options: The recipe's arguments.
-        data: The arguments of `data.load`, without `root` and `download`: its seed is that of the parts,
-            so that runs of different seeds can be judged on the same test data.
+        data: The arguments of `data.load`, without `root` and `download`: its seed is that of the
+            parts, so that runs of different seeds can be judged on the same test data.
         seed: Of weights, draws and order.
         batch_size: The number of data in a batch.
     """
@@ -88,8 +88,8 @@ def train(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: If recipe, data or an option is unknown, naming the known ones, or a run is resumed
-            with other settings, naming what differs.
+        ValueError: If recipe, data or an option is unknown, naming the known ones, or a run is
+            resumed with other settings, naming what differs.
         FileExistsError: If the folder holds a run, and `resume` is not set.
         CheckpointError: If the checkpoint to resume from is damaged.
         OSError: If the folder cannot be written.
@@ -102,7 +102,8 @@ def train(
         _require_same(_read(folder), settings, folder)
     elif held:
         raise FileExistsError(
-            f"{folder} holds a run of {_read(folder).recipe}: pass --resume to go on, or name another folder"
+            f"{folder} holds a run of {_read(folder).recipe}: pass --resume to go on, or name "
+            "another folder"
         )
     split = load_data(settings, root=root, download=download)
     options = {"features": split.train[0].numel(), **settings.options}
@@ -152,8 +153,8 @@ def load(path: str | Path, which: str = "best", *, device: str = "auto") -> Run:
     settings = _read(folder)
     if settings.recipe not in RECIPES:
         raise CheckpointError(
-            f"{folder} holds a run of {settings.recipe!r}, a recipe that is unknown here: there are "
-            f"{', '.join(sorted(RECIPES))}"
+            f"{folder} holds a run of {settings.recipe!r}, a recipe that is unknown here: there "
+            f"are {', '.join(sorted(RECIPES))}"
         )
     svi = RECIPES[settings.recipe](**_recipe_options(settings), device=device)
     checkpoints.load(folder, svi, which)
@@ -208,8 +209,8 @@ def _require_same(old: Settings, new: Settings, folder: Path) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{folder} cannot be resumed with other settings: {'; '.join(differing)}. Take the old ones, "
-            "or another folder"
+            f"{folder} cannot be resumed with other settings: {'; '.join(differing)}. Take the "
+            "old ones, or another folder"
         )
 
 

@@ -46,34 +46,38 @@ class SVI:
 
         (theta, phi) <- optimizer((theta, phi), grad loss(model_theta, guide_phi, batch) / N)
 
-    Works where `pyro.infer.SVI` does, and on what it leaves alone: plain modules, a second guide in
-    one process, a model or guide without parameters. The parameter store stays empty. Nothing in
-    `step` waits for the device, provided that the modules do not: Pyro's validation does, and is
-    therefore on for the first step only, or while `validate` is set.
+    Works where `pyro.infer.SVI` does, and on what it leaves alone: plain modules, a second guide
+    in one process, a model or guide without parameters. The parameter store stays empty. Nothing
+    in `step` waits for the device, provided that the modules do not: Pyro's validation does, and
+    is therefore on for the first step only, or while `validate` is set.
 
-    Pyro's autoguides and other modules that make their parameters when they first see data do so on
-    the first batch, and the optimizer is built after that: see `prepare`. Latents that all data share
-    may lie outside of plate "data". Minibatches then need `pyro.plate("data", size, subsample_size=...)`
-    in the model, which scales their likelihood; the loss is per datum of that size. `pyro.param` outside
-    of a PyroModule is refused: nothing would train it.
+    Pyro's autoguides and other modules that make their parameters when they first see data do so
+    on the first batch, and the optimizer is built after that: see `prepare`. Latents that all data
+    share may lie outside of plate "data". Minibatches then need
+    `pyro.plate("data", size, subsample_size=...)` in the model, which scales their likelihood; the
+    loss is per datum of that size. `pyro.param` outside of a PyroModule is refused: nothing would
+    train it.
 
     Args:
         model: Samples p(x, z).
         guide: Samples q(z | x).
-        optim: Makes the torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`, fused where that
-            exists; a `pyro.optim` one is built once, over all parameters.
-        loss: An objective, a Pyro ELBO, or a function of (model, guide, batch) summed over the batch.
+        optim: Makes the torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`, fused where
+            that exists; a `pyro.optim` one is built once, over all parameters.
+        loss: An objective, a Pyro ELBO, or a function of (model, guide, batch) summed over the
+            batch.
         groups: Optimizer options by name prefix, e.g. `{"guide.encoder": {"lr": 1e-4}}`; names are
-            those of `named_parameters()` with "model." or "guide." before, the longest prefix wins.
-        scheduler: Makes the learning-rate scheduler from the optimizer; `fit` steps it every epoch.
+            those of `named_parameters()` with "model." or "guide." before, the longest prefix
+            wins.
+        scheduler: Makes the learning-rate scheduler from the optimizer; `fit` steps it every
+            epoch.
         clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit.
         clip_value: The largest absolute entry of the gradient.
 
     Raises:
         TypeError: If `optim` is an optimizer instead of a way to make one, or the loss has no
             differentiable form.
-        ValueError: If there is nothing to train, or a group matches no parameter; from the first batch
-            on where parameters are made then.
+        ValueError: If there is nothing to train, or a group matches no parameter; from the first
+            batch on where parameters are made then.
 
     Example:
         >>> from ppvae.guides import Normal
@@ -115,7 +119,7 @@ class SVI:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; before `prepare`, where tensors of the modules are, or new ones."""
+        """Where the parameters are; before `prepare`, where module tensors are, or new ones."""
         tensors = iter(self.parameters.values())
         if not self.parameters:
             sides = [module_of(side) for side in (self.model, self.guide)]
@@ -125,9 +129,9 @@ class SVI:
     def prepare(self, *args: Batch, **kwargs) -> None:
         """Let modules make the parameters that they make from data, and build the optimizer.
 
-        `step` and `evaluate` do so first. Needed before `load_state_dict`, for a fresh autoguide. Runs
-        the pair once in evaluation mode and on a fork of the random streams, or does nothing if there
-        is nothing to wait for.
+        `step` and `evaluate` do so first. Needed before `load_state_dict`, for a fresh autoguide.
+        Runs the pair once in evaluation mode and on a fork of the random streams, or does nothing
+        if there is nothing to wait for.
         """
         if self.optimizer is not None:
             return
@@ -137,7 +141,7 @@ class SVI:
         self._build()
 
     def step(self, *args: Batch, **kwargs) -> Tensor:
-        """Move the parameters once, and return the loss in nats per datum: 0-d, detached, on the device."""
+        """Move the parameters; return the loss in nats per datum: 0-d, detached, on device."""
         self.prepare(*args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if self.validate else pyro.validation_enabled(False):
@@ -154,14 +158,10 @@ class SVI:
         return loss.detach()
 
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
-        """Return the loss in nats per datum, in evaluation mode, and change nothing."""
+        """Return the loss in nats per datum, in evaluation mode; nothing is trained."""
         self.prepare(*args, **kwargs)
-        record = self.loss.record if isinstance(self.loss, Objective) else None
         with evaluating(self.model, self.guide):
-            loss = self._loss_per_datum(*args, **kwargs)
-        if record is not None:
-            self.loss.record = record  # of the last step
-        return loss
+            return self._loss_per_datum(*args, **kwargs)
 
     def evaluate_loss(self, *args: Batch, **kwargs) -> float:
         """Return `evaluate` as a number, under the name that `pyro.infer.SVI` has for it."""
@@ -175,19 +175,19 @@ class SVI:
         """Take up what `state_dict` returned.
 
         Raises:
-            ValueError: If the state lacks a part of this SVI, or has another, or parameters are still
-                to be made by `prepare`.
+            ValueError: If the state lacks a part of this SVI, or has another, or parameters are
+                still to be made by `prepare`.
         """
         if self.optimizer is None:
             raise ValueError(
-                "there are no parameters to load into yet, since the modules make theirs when they "
-                "first see data: call svi.prepare(batch) first"
+                "there are no parameters to load into yet, since the modules make theirs when "
+                "they first see data: call svi.prepare(batch) first"
             )
         parts = self._parts()
         if parts.keys() != state.keys():
             raise ValueError(
-                f"the state holds {sorted(state)}, but this SVI has {sorted(parts)}: build it from "
-                "the same kind of model, guide, loss and scheduler"
+                f"the state holds {sorted(state)}, but this SVI has {sorted(parts)}: build it "
+                "from the same kind of model, guide, loss and scheduler"
             )
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -203,8 +203,8 @@ class SVI:
         self.parameters = dict(_named_parameters(self.model, self.guide))
         if not self.parameters:
             raise ValueError(
-                "there is nothing to train: neither model nor guide has parameters, as modules have "
-                "them; what pyro.param makes is not seen here"
+                "there is nothing to train: neither model nor guide has parameters, as modules "
+                "have them; what pyro.param makes is not seen here"
             )
         self.optimizer = _optimizer(optim, _grouped(self.parameters, groups))
         self.scheduler = scheduler(self.optimizer) if scheduler else None
@@ -221,13 +221,14 @@ class SVI:
         return total / (data.size or size)
 
     def _refuse_foreign(self, known: set[str]) -> None:
-        """Raise if `pyro.param` made a parameter that no module has, so that it would stay as it is."""
+        """Raise if `pyro.param` made a parameter that no module has: nothing would train it."""
         ours = {id(parameter) for parameter in self.parameters.values()}
         for name, parameter in pyro.get_param_store().named_parameters():
             if name not in known and id(parameter) not in ours:
                 raise ValueError(
-                    f"pyro.param({name!r}, ...) makes a parameter that belongs to no module, so that "
-                    "nothing would train it: make it an nn.Parameter, or a PyroParam of a PyroModule"
+                    f"pyro.param({name!r}, ...) makes a parameter that belongs to no module, so "
+                    "that nothing would train it: make it an nn.Parameter, or a PyroParam of a "
+                    "PyroModule"
                 )
 
 
@@ -281,7 +282,7 @@ def _log_volume(guide_trace: Trace) -> Tensor | float:
 
 
 class _WholeData(Messenger):
-    """Notes how many data the data plate stands for: more than the batch has, if it is subsampled."""
+    """Notes how many data the data plate stands for: more than the batch if subsampled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -361,7 +362,7 @@ def _unwrap(optim: PyroOptim) -> tuple[Callable[..., Optimizer], Mapping[str, fl
     arguments, clips = optim.pt_optim_args, optim.pt_clip_args
     if callable(arguments) or callable(clips) or isinstance(optim, PyroLRScheduler):
         raise TypeError(
-            f"this {type(optim).__name__} decides per parameter or schedules its learning rate: pass "
-            "partial(torch.optim.Adam, lr=1e-3) instead, with groups= and scheduler="
+            f"this {type(optim).__name__} decides per parameter or schedules its learning rate: "
+            "pass partial(torch.optim.Adam, lr=1e-3) instead, with groups= and scheduler="
         )
     return partial(optim.pt_optim_constructor, **arguments), clips

@@ -34,8 +34,8 @@ class History:
     """What training recorded: one row per epoch, in nats per datum.
 
     Columns: `epoch`, `loss`, the terms that the objective names, `validation_elbo` where asked for
-    (with `validation_bound`, the importance-weighted one, under `IWELBO`; only `validation_loss` for a
-    guide without a density), and `seconds`.
+    (with `validation_bound`, the importance-weighted one, under `IWELBO`; only `validation_loss`
+    for a guide without a density), and `seconds`.
 
     Example:
         >>> history = History([{"epoch": 1, "loss": 3.0, "seconds": 0.1}])
@@ -87,27 +87,28 @@ def fit(
 ) -> History:
     """Train a pair for some epochs, and return the record of every epoch it has had.
 
-    A second call goes on where the first ended. An interruption loses nothing: `svi.records` keeps what
-    was recorded, and with `checkpoint` a run that was killed at any moment and resumed ends bitwise
-    where it would have ended (on a CPU). The pair is checked on the first batch, and Pyro's validation
-    sees every datum of the first epoch once.
+    A second call goes on where the first ended. An interruption loses nothing: `svi.records` keeps
+    what was recorded, and with `checkpoint` a run that was killed at any moment and resumed ends
+    bitwise where it would have ended (on a CPU). The pair is checked on the first batch, and
+    Pyro's validation sees every datum of the first epoch once.
 
     Latents that all data share are trained, too. With minibatches the model must then scale its
-    likelihood by `pyro.plate("data", size, subsample_size=len(batch))`; otherwise pass `batch_size=N`.
-    An autoguide with a factor per datum needs all data in one batch, or `create_plates`.
+    likelihood by `pyro.plate("data", size, subsample_size=len(batch))`; otherwise pass
+    `batch_size=N`. An autoguide with a factor per datum needs all data in one batch, or
+    `create_plates`.
 
     Args:
         svi: The step to repeat.
         data: x: the whole set `(N, ...)`, which is moved to the device and shuffled there, or any
             iterable of batches that can be iterated anew each epoch, such as `Batches`.
-        epochs: How many times to go through the data; with `resume`, how many epochs the run has in
-            all.
+        epochs: How many times to go through the data; with `resume`, how many epochs the run has
+            in all.
         validation: A held-out set; its ELBO is recorded, computed in evaluation mode on the same
             random numbers every epoch, without touching those of training.
         batch_size: Of the minibatches, where `data` is a whole set; 128, or N where that is less.
-        patience: Stop after this many epochs without a better validation ELBO (bound under `IWELBO`,
-            training loss without `validation`), and go back to the best epoch: weights, optimizer and
-            schedules together.
+        patience: Stop after this many epochs without a better validation ELBO (bound under
+            `IWELBO`, training loss without `validation`), and go back to the best epoch: weights,
+            optimizer and schedules together.
         checkpoint: A folder for the run: its last and its best checkpoint, and `history.jsonl`.
         resume: Whether to go on from the last checkpoint, if there is one.
         callbacks: Functions of (svi, history), called after each epoch.
@@ -123,8 +124,8 @@ def fit(
             `batch_size` is given with an iterable.
         FileExistsError: If the folder holds a run already, and `resume` is not set.
         CheckpointError: If the checkpoint to resume from is damaged, or of something else.
-        FloatingPointError: If a loss is not finite, naming step, term and site; the last checkpoint
-            is of the epoch before.
+        FloatingPointError: If a loss is not finite, naming step, term and site; the last
+            checkpoint is of the epoch before.
 
     Example:
         >>> from functools import partial
@@ -197,8 +198,8 @@ def _batches(
             )
         if size is not None:
             raise ValueError(
-                f"batch_size={size} is for a whole data set, but {type(data).__name__} comes in batches "
-                "already: give the size where they are made"
+                f"batch_size={size} is for a whole data set, but {type(data).__name__} comes in "
+                "batches already: give the size where they are made"
             )
         return data
     batches = Batches(data, size, device=device)
@@ -225,8 +226,8 @@ def _open(folder: str | Path, svi: SVI, batches: Iterable[Batch], *, resume: boo
         return
     if not resume:
         raise FileExistsError(
-            f"{folder} holds a run of {checkpoints.read_meta(folder)['epoch']} epochs: pass resume=True "
-            "to go on, or name another folder"
+            f"{folder} holds a run of {checkpoints.read_meta(folder)['epoch']} epochs: pass "
+            "resume=True to go on, or name another folder"
         )
     meta = checkpoints.load(folder, svi)
     if isinstance(batches, Batches) and meta["sampler"]:
@@ -282,8 +283,8 @@ def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, floa
         count += size
     if count == 0:
         raise ValueError(
-            "there are no data to train on: the iterable of batches is empty, or a generator that was "
-            "used up; pass something that can be iterated anew each epoch"
+            "there are no data to train on: the iterable of batches is empty, or a generator that "
+            "was used up; pass something that can be iterated anew each epoch"
         )
     _require_finite(svi, batches, start, torch.stack(losses))
     _require_finite_parameters(svi, batches, start)
@@ -299,20 +300,22 @@ def _require_finite(svi: SVI, batches: Iterable[Batch], start: Snapshot, losses:
     raise FloatingPointError(
         f"the loss is {value} at step {index + 1} of {len(finite)} in epoch {epoch}: "
         f"{explain(svi, batches, start, index)}. Lower the learning rate, clip gradients with "
-        "SVI(..., clip_norm=...), or bound scales from below; the pair is as it was before that step"
+        "SVI(..., clip_norm=...), or bound scales from below; the pair is as it was before that "
+        "step"
     )
 
 
 def _require_finite_parameters(svi: SVI, batches: Iterable[Batch], start: Snapshot) -> None:
-    """Raise if the last gradient of an epoch was not finite: no checkpoint may hold such weights."""
+    """Raise if an epoch's last gradient was not finite: no checkpoint may hold such weights."""
     finite = torch.stack([p.isfinite().all() for p in svi.parameters.values()]).tolist()
     bad = [name for name, good in zip(svi.parameters, finite, strict=True) if not good]
     if bad:
         start.restore(svi, batches)
         raise FloatingPointError(
-            f"the parameters {', '.join(bad[:3])} are not finite after epoch {len(svi.records) + 1}: the "
-            "gradient of its last step was not, though its loss was. Lower the learning rate, or clip "
-            "gradients with SVI(..., clip_norm=...); the pair is as it was before that epoch"
+            f"the parameters {', '.join(bad[:3])} are not finite after epoch "
+            f"{len(svi.records) + 1}: the gradient of its last step was not, though its loss was. "
+            "Lower the learning rate, or clip gradients with SVI(..., clip_norm=...); the pair is "
+            "as it was before that epoch"
         )
 
 

@@ -17,7 +17,7 @@ ARCHIVES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """A function that copies archives: torchvision unpacks beside them, and ours stay as they are."""
+    """A function to copy archives: torchvision unpacks beside them, ours stay as they are."""
     folder = tmp_path_factory.mktemp("data")
 
     def with_archives(name):

@@ -292,7 +292,7 @@ def call(name, tree):
 
 
 def test_the_lists_name_functions_of_arviz():
-    """A new function of ArviZ lands in APPLIES by itself; one that has gone is crossed out here."""
+    """A new function of ArviZ lands in APPLIES by itself; one that is gone is crossed out."""
     named = {*CALLS, *SUITED, *DOES_NOT_APPLY, *NEEDS_SCALARS, *NEEDS_MORE_VARIABLES}
     assert named <= public_functions()
     assert all(DOES_NOT_APPLY.values())

@@ -1,4 +1,4 @@
-"""Pyro's own guides, and latents that all data share: trained, weighed and converted like any pair."""
+"""Pyro's own guides, and latents that all data share: trained, weighed, converted like any."""
 
 import copy
 import json
@@ -681,12 +681,18 @@ def grouped(plate):
         (
             unplated,
             AutoNormal(unplated),
-            r"site 'z_unconstrained': the guide gives it batch shape \(6,\), but of its axes \[-1\] no",
+            (
+                r"site 'z_unconstrained': the guide gives it batch shape \(6,\), but of its "
+                r"axes \[-1\] no"
+            ),
         ),
         (
             grouped("group"),
             poutine.block(grouped("groups"), hide=["x"]),
-            r"site 'means': the model samples it in plates \['group'\], but the guide in \['groups",
+            (
+                r"site 'means': the model samples it in plates \['group'\], but the "
+                r"guide in \['groups"
+            ),
         ),
         (
             shared_mean,

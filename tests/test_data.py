@@ -1,6 +1,7 @@
 """Data sets are what their papers say, split and binarized by seed; bad ones are refused in words.
 
-Real files are looked for in the folder PPVAE_DATA, or beside the checkout; without them those tests skip.
+Real files are looked for in the folder PPVAE_DATA, or beside the checkout; without them those
+tests skip.
 """
 
 import pickle

@@ -123,7 +123,7 @@ def test_evidence_neither_overflows_nor_rounds():
 
 
 def test_the_kl_splits():
-    """KL = mutual information + marginal KL, exactly, and each is what it is for a linear model."""
+    """KL = mutual information + marginal KL, exactly, and each is right for a linear model."""
     model, x = linear().double(), torch.randn(400, 3, dtype=torch.float64) * 1.5
     guide = Exact(model)
     split = aggregate_posterior(model, guide, x, num_particles=5)
@@ -207,7 +207,7 @@ def test_the_kl_per_coordinate_adds_up():
 
 
 def test_active_units_see_through_the_noise():
-    """With two draws per datum the means scatter by far more than the threshold: that is subtracted."""
+    """With two draws per datum the means scatter far beyond the threshold: that is subtracted."""
     model = LinearGaussian(torch.tensor([[2.0, 0.0]]))
     x = torch.linspace(-3, 3, 20_000)[:, None]
     found = active_units(Exact(model), x, num_particles=2, threshold=0.05)

@@ -150,8 +150,8 @@ def imported():
         "import torch, pyro, sys; d = torch.distributions.Distribution;"
         "before = d._validate_args, torch.get_default_dtype(), torch.get_rng_state().tolist();"
         "import ppvae;"
-        "assert before == (d._validate_args, torch.get_default_dtype(), torch.get_rng_state().tolist());"
-        "assert not list(pyro.get_param_store().keys());"
+        "assert before == (d._validate_args, torch.get_default_dtype(), "
+        "torch.get_rng_state().tolist());assert not list(pyro.get_param_store().keys());"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,6 +22,7 @@ from ppvae.guides import Exact, FullRank, GaussianMixture, Normal
 from ppvae.models import LinearGaussian
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO
+from ppvae.weights import pairwise_log_density
 
 DATA = real(4, 3)
 
@@ -109,7 +110,7 @@ SAME += [("iwae-8", "dreg-8"), ("iwae-8", "stl-8")]
 
 
 def bound(model, guide, loss):
-    """Return the mean of a bound in nats per datum, and its standard error, by 60 x 40 repetitions."""
+    """Return a bound's mean in nats per datum and its standard error, by 60 x 40 repetitions."""
     svi = SVI(model, guide, partial(Adam, lr=0.0), loss)
     repeated = DATA.repeat(40, 1)
     values = torch.stack([-svi.evaluate(repeated) for _ in range(60)]).double()
@@ -208,7 +209,7 @@ def mean_field_gap(model):
     ids=["normal-diagonal", "normal-correlated", "full-rank-correlated"],
 )
 def test_training_reaches_what_the_guide_can(make, weight, factorized):
-    """The evidence within 0.01 nats, or the known mean-field gap where factors meet correlations."""
+    """The evidence within 0.01 nats, or the known mean-field gap if factors meet correlations."""
     model = linear(weight, scale=0.5).double().requires_grad_(False)
     guide = make(MLP(3, 8), latent_dim=2, activation=nn.Identity()).double()
     x = torch.randn(256, 3, dtype=torch.float64)
@@ -235,7 +236,7 @@ def decay(optimizer):
 
 
 class Folded(nn.Module):
-    """z ~ N(0, I_2), x_j ~ N(|z_j|, 0.1^2): at x = (1.5, 1.5) four modes, at +-1.485149 each way."""
+    """z ~ N(0, I_2), x_j ~ N(|z_j|, 0.1^2): at x = (1.5, 1.5) four modes, each at +-1.485149."""
 
     def forward(self, batch):
         with pyro.plate("data", len(batch), dim=-1):
@@ -250,8 +251,8 @@ EVIDENCE = 2 * -1.344628
 def fitted(components):
     """Return a fitted guide of so many components, that start apart, narrow and equally heavy.
 
-    Where components lie more than some six standard deviations apart, the pathwise gradient of their
-    weights has a variance without bound: they can hardly be learned there, only kept.
+    Where components lie more than some six standard deviations apart, the pathwise gradient of
+    their weights has a variance without bound: they can hardly be learned there, only kept.
     """
     make = Normal if components == 1 else partial(GaussianMixture, components=components)
     guide = make(MLP(2, 4), latent_dim=2).double()
@@ -289,7 +290,7 @@ def test_a_mixture_finds_the_modes_that_a_normal_misses():
 
 
 class HalfFolded(nn.Module):
-    """z ~ N(0, I_2), x ~ N((|z_1|, z_2), 0.5^2): at x = (1.5, 1.5) two modes, z_1 > 0 and z_1 < 0."""
+    """z ~ N(0, I_2), x ~ N((|z_1|, z_2), 0.5^2): at x = (1.5, 1.5) two modes, z_1 > 0 and < 0."""
 
     def forward(self, batch):
         with pyro.plate("data", len(batch), dim=-1):
@@ -299,7 +300,7 @@ class HalfFolded(nn.Module):
 
 
 def test_a_mixture_finds_both_modes_from_its_own_start():
-    """KL by quadrature, five seeds, initial values as they come: a Normal keeps to one mode, or worse."""
+    """KL by quadrature, five seeds, any initial values: a Normal keeps to one mode, or worse."""
     model, (z, cell) = HalfFolded(), grid(5.0, 401)
     log_p = log_joint(model, FOLDED, z)
     log_p = log_p - (log_p.logsumexp(0) + cell)
@@ -389,3 +390,30 @@ def test_the_kl_is_what_draws_say(guide):
     assert closed == pytest.approx(float(by_draws.loss.record["kl"]), abs=0.05)
     per_dimension = kl_per_dimension(model, guide, DATA, num_particles=20_000)
     assert float(per_dimension.sum()) <= closed + 0.05
+
+
+# Densities
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guides_density_integrates_to_one(name):
+    """By quadrature, for every datum, far from where training starts."""
+    guide = GUIDES[name](MLP(3, 4), latent_dim=2).double()
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    z, cell = grid(14.0, 701)
+    log_q = pairwise_log_density(guide, DATA.double(), {"z": z})
+    torch.testing.assert_close(
+        log_q.logsumexp(0) + cell, torch.zeros(len(DATA)).double(), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guides_density_is_the_same_at_draws_of_its_own(name):
+    """A flow keeps the density of what it draws; at the same point given, it must invert."""
+    guide = GUIDES[name](MLP(3, 4), latent_dim=2).double()
+    trace = poutine.trace(guide).get_trace(DATA.double())
+    trace.compute_log_prob()
+    given = pairwise_log_density(guide, DATA.double(), {"z": trace.nodes["z"]["value"].detach()})
+    torch.testing.assert_close(given.diagonal(), trace.nodes["z"]["log_prob"].detach())

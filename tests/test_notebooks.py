@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, briefly, without an error or a warning left in a cell."""
+"""Every notebook runs from top to bottom, briefly, with no error or warning left in a cell."""
 
 from pathlib import Path
 

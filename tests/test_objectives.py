@@ -396,7 +396,7 @@ STATES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)), dtype=torch
 
 
 def log_joints(model, guide, batch):
-    """Return ln p(x, z), ln p(z) and ln q(z|x) of a Bits pair for all four latents, (4, N) each."""
+    """Return ln p(x, z), ln p(z), ln q(z|x) of a Bits pair for all four latents, (4, N) each."""
     latents = STATES[:, None]  # (4, 1, 2)
     log_prior = dist.Bernoulli(logits=model.prior).to_event(1).log_prob(latents)
     p_x = dist.Bernoulli(logits=model.decoder(latents)).to_event(1)

@@ -111,7 +111,10 @@ MISFITS = {
     ),
     "no-plate": (
         lambda: (vae(), Story(without_plate), X),
-        r"site 'z': the guide must sample it in pyro.plate.*, but its plates are \[\]: add the plate",
+        (
+            r"site 'z': the guide must sample it in pyro.plate.*, but its plates are \[\]: "
+            r"add the plate"
+        ),
     ),
     "plate-name": (
         lambda: (vae(), story(plate="batch"), X),
@@ -123,7 +126,10 @@ MISFITS = {
     ),
     "plate-size": (
         lambda: (vae(), story(size=1), X),
-        r"site 'z': the guide's plate \"data\" has size 1, but the batch 5 data: take the size from",
+        (
+            r"site 'z': the guide's plate \"data\" has size 1, but the batch 5 data: "
+            r"take the size from"
+        ),
     ),
     "axes": (
         lambda: (Story(scalar_model), Story(with_axes), binary(5)),

@@ -1,4 +1,4 @@
-"""Runs by the command line: trained, interrupted, resumed, reported, loaded; mistakes in one line."""
+"""Runs by the command line: trained, interrupted, resumed, reported, loaded; one-line errors."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EXTRA = {"iwae": ("--particles", 3)}
 
 @pytest.fixture
 def ppvae_command(monkeypatch, capsys):
-    """A function that runs the command as a shell would: exit code, what it printed, what it said."""
+    """A function that runs the command as a shell would: exit code, output, what it said."""
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["ppvae", *map(str, arguments)])

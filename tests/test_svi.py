@@ -68,7 +68,7 @@ def test_a_step_is_that_of_a_loop_by_hand(elbo, optim):
 
 
 def test_it_takes_what_pyros_svi_takes():
-    """Positional arguments in the same order, a `pyro.optim` optimizer, the names of the methods."""
+    """Positional arguments in the same order, a `pyro.optim` optimizer, the methods' names."""
     model, guide, batch = normal_pair()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     losses = [svi.step(batch).item() for _ in range(100)]

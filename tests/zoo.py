@@ -263,7 +263,7 @@ def squared(model_trace, guide_trace):
 
 
 def particles(count, elbo=Trace_ELBO):
-    """A Pyro ELBO whose draws are those of ours: it does not run the pair once more to count plates."""
+    """A Pyro ELBO whose draws are those of ours: it does not rerun the pair to count plates."""
     return elbo(num_particles=count, vectorize_particles=True, max_plate_nesting=1)
 
 
@@ -295,7 +295,7 @@ def named(rows):
 
 
 def crossed(*, suits=True):
-    """Return pairs and objectives as pytest's parameters: those that suit, or those that do not."""
+    """Return pairs and objectives as pytest's parameters: those that suit, or that do not."""
     import pytest
 
     return [

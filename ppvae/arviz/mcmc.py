@@ -44,7 +44,7 @@ def from_pyro(
     coords: Names | None = None,
     dims: Names | None = None,
 ) -> "DataTree":
-    """Return the draws of a finished `pyro.infer.MCMC`, and the model at them, as ArviZ wants them.
+    """Return the draws of a finished `pyro.infer.MCMC`, and the model at them, for ArviZ.
 
     Sites are read off the model, run with the arguments of `mcmc.run`, and plates name their axes.
     Not for `StreamingMCMC`, which keeps no draws.
@@ -62,8 +62,8 @@ def from_pyro(
         dims: Names, by variable, of the axes that no plate names; `<name>_dim_0`, ... by default.
 
     Returns:
-        posterior, sample_stats (`diverging`; acceptance rates are in its attributes), observed_data
-        and the groups asked for, of dims (chain = C, draw = S, plates, event axes).
+        posterior, sample_stats (`diverging`; acceptance rates are in its attributes),
+        observed_data and the groups asked for, of dims (chain = C, draw = S, plates, event axes).
 
     Raises:
         ValueError: If the MCMC was not run, the log likelihood lacks a model or draws of a latent,
@@ -87,8 +87,8 @@ def from_pyro(
     model, prior = mcmc.kernel.model, prior or {}
     if model is None and log_likelihood:
         raise ValueError(
-            "log_likelihood needs the model, but the kernel was built from a potential_fn: build it "
-            "from a model, or pass log_likelihood=False"
+            "log_likelihood needs the model, but the kernel was built from a potential_fn: build "
+            "it from a model, or pass log_likelihood=False"
         )
     with evaluating(model), pyro.validation_enabled(False):  # draws may round to a support's edge
         run = partial(model, *mcmc._args, **mcmc._kwargs) if model is not None else None
@@ -131,7 +131,7 @@ def _at(run: Callable[[], None], draw: Values) -> Trace:
 def _scores(
     run: Callable[[], None], samples: Values, trace: Trace, layouts: Layouts
 ) -> tuple[Groups, dict[str, str]]:
-    """Return the model at all draws, `(C S, ...)`, at once where it can, and why where it cannot."""
+    """Return the model at all draws, `(C S, ...)`, at once if it can, and why if it cannot."""
     latent = {name for name, layout in layouts.items() if layout.kind == "latent"}
     if missing := sorted(latent - set(samples)):
         raise ValueError(

@@ -77,13 +77,13 @@ def from_pyro_svi(
             `<site>_dim_0`, ... by default.
 
     Returns:
-        The groups, of dims (chain = 1, draw = S, data = N, ...). A latent outside of the data plate
-        has no dim data, and makes log_weight one of all data, (chain, draw): `evidence` and `pareto_k`
-        take them as `(S, 1)`. Auxiliary sites, as autoguides have them, are left out.
+        The groups, of dims (chain = 1, draw = S, data = N, ...). A latent outside of the data
+        plate has no dim data, and makes log_weight one of all data, (chain, draw): `evidence` and
+        `pareto_k` take them as `(S, 1)`. Auxiliary sites, as autoguides have them, are left out.
 
     Raises:
-        ValueError: If the batch is empty, `draws` is not positive, `coords` or `dims` do not fit, or
-            a site breaks the shape contract of `ppvae.protocols`.
+        ValueError: If the batch is empty, `draws` is not positive, `coords` or `dims` do not fit,
+            or a site breaks the shape contract of `ppvae.protocols`.
 
     References:
         Vehtari et al. (2024), Pareto Smoothed Importance Sampling, arXiv:1507.02646.
@@ -168,7 +168,7 @@ def _block(
 def _log_weight(
     traces: tuple[Trace, Trace], shape: tuple[int, int], plan: Plan
 ) -> dict[str, Tensor]:
-    """Return the log weights `(S, N)`, or `(S,)` where data share a latent; none without density."""
+    """Return log weights `(S, N)`, or `(S,)` where data share a latent; none without density."""
     try:
         log_w = weigh(traces, shape, plan)
     except WeightlessError:

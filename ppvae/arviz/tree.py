@@ -165,7 +165,8 @@ def _axes(ranks: Mapping[str, int], layouts: Layouts, dims: Names) -> dict[str, 
         if isinstance(given, str) or len(given) != known.count(None):
             raise ValueError(
                 f"dims[{name!r}] is {given!r}, but of the {rank} axes of {name!r} there are "
-                f"{known.count(None)} that no plate names: give a list with a name for each of them"
+                f"{known.count(None)} that no plate names: give a list with a name for each of "
+                "them"
             )
         names = iter(given)
         axes[name] = [axis or next(names) for axis in known]

@@ -1,4 +1,4 @@
-"""From official parts to a split: flat or not, binarized or not, with a validation part or without."""
+"""From official parts to a split: flat or not, binarized or not, with validation or without."""
 
 from pathlib import Path
 from typing import get_args
@@ -38,39 +38,41 @@ def load(
         svhn              73,257        -      26,032   (3, 32, 32)
         celeba           162,770   19,867      19,962   (3, 64, 64)
 
-    The digits are scikit-learn's, split by seed. binarized_mnist is the fixed binarization that published
-    likelihoods refer to; it has no labels, and its test part is ordered by class: shuffle before taking
-    a subset. omniglot is torchvision's, 105 x 105, ink made 1 and resized: *not* the 28 x 28 split of
-    Burda et al., so their likelihoods do not carry over, and its test characters are not among the train
-    characters. celeba is cropped to 148 x 148 and resized; its labels are 40 attributes; decoding takes
-    minutes: save `split.train` of `keep_bytes=True` by `np.save`, and give `np.load(path, mmap_mode="r")`
-    with `transform=to_unit` to `Batches`.
+    The digits are scikit-learn's, split by seed. binarized_mnist is the fixed binarization that
+    published likelihoods refer to; it has no labels, and its test part is ordered by class:
+    shuffle before taking a subset. omniglot is torchvision's, 105 x 105, ink made 1 and resized:
+    *not* the 28 x 28 split of Burda et al., so their likelihoods do not carry over, and its test
+    characters are not among the train characters. celeba is cropped to 148 x 148 and resized; its
+    labels are 40 attributes; decoding takes minutes: save `split.train` of `keep_bytes=True` by
+    `np.save`, and give `np.load(path, mmap_mode="r")` with `transform=to_unit` to `Batches`.
 
     Args:
         name: One of `NAMES`.
-        root: The folder of the data sets, in torchvision's layout; binarized_mnist is the one .npz file
-            in `root/binarized_mnist`.
-        download: Whether torchvision may fetch what is missing. Archives that are there are verified and
-            unpacked without a network; the folder must then be writable.
-        binarize: "none": pixels in [0, 1]; "threshold": 1 from 0.5 on; "fixed": one Bernoulli draw by
-            seed; "dynamic": `split.transform` draws anew for every batch of the train part, and
+        root: The folder of the data sets, in torchvision's layout; binarized_mnist is the one .npz
+            file in `root/binarized_mnist`.
+        download: Whether torchvision may fetch what is missing. Archives that are there are
+            verified and unpacked without a network; the folder must then be writable.
+        binarize: "none": pixels in [0, 1]; "threshold": 1 from 0.5 on; "fixed": one Bernoulli draw
+            by seed; "dynamic": `split.transform` draws anew for every batch of the train part, and
             validation and test are a fixed draw.
         validation_share: The share of the train part held out by seed, where there is no official
             validation part; none by default.
         flat: Whether a datum is (C H W,), for an MLP; otherwise (C, H, W), for convolutions.
-        keep_bytes: Whether the train part stays bytes, a quarter of the memory; `split.transform` makes
-            pixels of them.
+        keep_bytes: Whether the train part stays bytes, a quarter of the memory; `split.transform`
+            makes pixels of them.
         seed: Of the parts and of fixed draws.
 
     Returns:
         The split; `split.batches()` gives the train part as a model takes it.
 
     Raises:
-        ValueError: If the name or `binarize` is unknown, or the other arguments do not go together.
+        ValueError: If the name or `binarize` is unknown, or the other arguments do not go
+            together.
         FileNotFoundError: If the files are missing, with the call or the layout that mends it.
 
     References:
-        Larochelle, Murray (2011), The Neural Autoregressive Distribution Estimator (binarized_mnist).
+        Larochelle, Murray (2011), The Neural Autoregressive Distribution Estimator
+            (binarized_mnist).
         Hou et al. (2017), Deep Feature Consistent VAE, arXiv:1610.00291 (the crop of celeba).
 
     Example:
@@ -138,8 +140,8 @@ def _check(binarize: str, keep_bytes: bool = False) -> None:
         raise ValueError(f"unknown binarize {binarize!r}: choose one of {', '.join(known)}")
     if keep_bytes and binarize not in ("none", "dynamic"):
         raise ValueError(
-            f"keep_bytes=True keeps gray values, and binarize={binarize!r} has none: choose 'none', or "
-            "'dynamic', which draws from bytes"
+            f"keep_bytes=True keeps gray values, and binarize={binarize!r} has none: choose "
+            "'none', or 'dynamic', which draws from bytes"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is done to pixels before a model sees them: functions of a batch and a generator, for `Batches`."""
+"""What is done to pixels before a model sees them: functions of batch and generator."""
 
 from typing import Literal
 
@@ -29,19 +29,22 @@ def to_unit(batch: Batch, generator: torch.Generator | None = None) -> Batch:
 
 
 def bernoulli(batch: Batch, generator: torch.Generator | None = None) -> Batch:
-    """Return images binarized at random: dynamic binarization as a `transform`, fixed if called once.
+    """Return images binarized at random: dynamically as a `transform`, fixed if called once.
 
         b ~ Bernoulli(x)
 
-    Not a threshold: a gray pixel is 1 as often as it is bright, so the mean over epochs is the image.
+    Not a threshold: a gray pixel is 1 as often as it is bright, so the mean over epochs is the
+    image.
 
     Args:
         batch: x: (N, ...), floats in [0, 1] or bytes; NaN, which marks a missing row, stays NaN.
         generator: Of the draws, on the batch's device; torch's own by default.
 
     References:
-        Salakhutdinov, Murray (2008), On the Quantitative Analysis of Deep Belief Networks, section 5.
-        Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, section 5 (dynamic).
+        Salakhutdinov, Murray (2008), On the Quantitative Analysis of Deep Belief Networks,
+            section 5.
+        Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, section 5
+            (dynamic).
 
     Example:
         >>> bernoulli(torch.tensor([[0.0, 1.0]]))

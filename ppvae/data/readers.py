@@ -1,4 +1,4 @@
-"""Where each data set lies and how it is read: official parts, images (N, C, H, W), nothing else done."""
+"""Where each data set lies and how it is read: official parts, images (N, C, H, W), no more."""
 
 from collections.abc import Callable
 from functools import partial
@@ -105,11 +105,12 @@ def _binarized_mnist(root: Path, download: bool) -> Parts:
         parts = [255 * named[name].reshape(-1, 1, 28, 28) for name in ("train", "test", "valid")]
     except (ValueError, KeyError, TypeError, OSError, BadZipFile) as error:
         raise FileNotFoundError(
-            f"binarized_mnist is not in {str(folder)!r} ({error}). Nothing downloads it: put there the "
-            "split of Larochelle and Salakhutdinov (binarized_mnist_{train,valid,test}.amat of "
-            "www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist) as one .npz file, made by "
-            "np.savez(path, **{s: np.packbits(np.loadtxt(f'binarized_mnist_{s}.amat', dtype=np.uint8), "
-            "axis=1) for s in ('train', 'valid', 'test')})"
+            f"binarized_mnist is not in {str(folder)!r} ({error}). Nothing downloads it: put "
+            "there the split of Larochelle and Salakhutdinov "
+            "(binarized_mnist_{train,valid,test}.amat of "
+            "www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist) as one .npz file, made "
+            "by np.savez(path, **{s: np.packbits(np.loadtxt(f'binarized_mnist_{s}.amat', "
+            "dtype=np.uint8), axis=1) for s in ('train', 'valid', 'test')})"
         ) from error
     train, test, validation = map(torch.from_numpy, parts)
     return Parts(train, test, validation=validation)
@@ -132,14 +133,14 @@ def _official(
                 f"{where}: call {call}, which fetches, verifies and unpacks it"
             ) from error
         raise FileNotFoundError(
-            f"{where}: the download failed, a file is broken, or the folder cannot be written. Put "
-            f"{ARCHIVES[name]} by hand into an empty folder: the same call with that root then verifies "
-            "and unpacks it without a network"
+            f"{where}: the download failed, a file is broken, or the folder cannot be written. "
+            f"Put {ARCHIVES[name]} by hand into an empty folder: the same call with that root "
+            "then verifies and unpacks it without a network"
         ) from error
 
 
 def _decoded(part: "VisionDataset") -> tuple[Tensor, Tensor]:
-    """Return the images that torchvision keeps as files, as bytes (N, C, H, W), and their labels."""
+    """Return images that torchvision keeps as files, as bytes (N, C, H, W), and their labels."""
     pairs = [(np.atleast_3d(np.asarray(image)), np.asarray(label)) for image, label in part]
     images, labels = map(np.stack, zip(*pairs, strict=True))  # (N, H, W, C) and (N, ...)
     return torch.from_numpy(images).movedim(-1, 1).contiguous(), torch.from_numpy(labels)

@@ -20,14 +20,15 @@ class Split:
         train_labels: (N, ...) integers, if there are labels.
         test_labels: (M, ...) integers, if there are labels.
         image: The shape (C, H, W) of one datum as an image.
-        validation: (V, ...) for early stopping and the like, as a model takes it; None without one.
+        validation: (V, ...) for early stopping and the like, as a model takes it; None without
+            one.
         validation_labels: (V, ...) integers, if there are labels.
-        transform: What each batch of `train` needs before a model sees it, if anything: `Batches` applies
-            it, and so does `batches()`.
+        transform: What each batch of `train` needs before a model sees it, if anything: `Batches`
+            applies it, and so does `batches()`.
 
     Raises:
-        ValueError: If a part is empty, its data are shaped unlike the others, or its labels are of another
-            length.
+        ValueError: If a part is empty, its data are shaped unlike the others, or its labels are of
+            another length.
 
     Example:
         >>> split = Split(torch.rand(8, 4), torch.rand(2, 4), image=(1, 2, 2))

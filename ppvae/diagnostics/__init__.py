@@ -1,7 +1,7 @@
-"""Verdicts on a pair: how good is the bound, can its weights be trusted, what does the latent hold?
+"""Verdicts on a pair: how good is the bound, can weights be trusted, what does the latent hold?
 
-Two kinds of input. What weights tell (`evidence`, `pareto_k`) takes the `(K, N)` of `log_weights`, so
-that they are computed once. What the latent tells takes the pair itself. Nothing here trains:
+Two kinds of input. What weights tell (`evidence`, `pareto_k`) takes the `(K, N)` of `log_weights`,
+so that they are computed once. What the latent tells takes the pair itself. Nothing here trains:
 parameters, buffers and modes are left as they were.
 """
 

@@ -45,10 +45,11 @@ class Evidence:
 def evidence(log_w: Tensor) -> Evidence:
     """Estimate the log evidence by importance sampling.
 
-        ln p(x) >= E[ln 1/K sum_k w_k],   standard error by the delta method: sd(w) / (sqrt(K) mean(w))
+        ln p(x) >= E[ln 1/K sum_k w_k]
+        standard error by the delta method: sd(w) / (sqrt(K) mean(w))
 
-    Biased low by about var(w) / (2 K mean(w)^2). Neither can be trusted where `pareto_k` exceeds its
-    threshold: the largest weights may not have been met yet.
+    Biased low by about var(w) / (2 K mean(w)^2). Neither can be trusted where `pareto_k` exceeds
+    its threshold: the largest weights may not have been met yet.
 
     Args:
         log_w: Log weights, (K, N), of `log_weights`; K at least 2.
@@ -112,8 +113,8 @@ def pareto_threshold(num_draws: int) -> float:
 def pareto_k(log_w: Tensor) -> Pareto:
     """Fit a generalized Pareto distribution to the tail of each datum's weights.
 
-    Weights that are constant up to rounding, as those of an exact guide, have k = 0, and so have those
-    whose whole tail is tied. A tail that no Pareto distribution fits has k = infinity.
+    Weights that are constant up to rounding, as those of an exact guide, have k = 0, and so have
+    those whose whole tail is tied. A tail that no Pareto distribution fits has k = infinity.
 
     Args:
         log_w: Log weights, (K, N), of `log_weights`; K at least 30, better 1000.

@@ -60,8 +60,8 @@ def aggregate_posterior(
 
         I_q(x; z) ~ mean_n ln q(z_n|x_n) - ln 1/N sum_m q(z_n|x_m),   z_n ~ q(z|x_n)
 
-    Costs N^2 densities per particle. The mixture runs over the batch given: compare guides on the same
-    data only.
+    Costs N^2 densities per particle. The mixture runs over the batch given: compare guides on the
+    same data only.
 
     Args:
         model: Samples p(x, z).
@@ -142,8 +142,8 @@ def kl_per_dimension(
 
     Raises:
         KeyError: If there is no such latent.
-        ValueError: If the guide does not factorize and the prior is no factorized Normal, or all data
-            share the latent.
+        ValueError: If the guide does not factorize and the prior is no factorized Normal, or all
+            data share the latent.
 
     Example:
         >>> from ppvae.guides import Exact
@@ -219,7 +219,7 @@ def active_units(
 def posterior_moments(
     guide: Guide, batch: Batch, *, num_particles: int = 100, site: str = "z"
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean and the variance of a latent under the guide, by draws, a few data at a time.
+    """Return mean and variance of a latent under the guide, by draws, a few data at a time.
 
     Args:
         guide: Samples q(z | x).
@@ -237,7 +237,8 @@ def posterior_moments(
     Example:
         >>> from ppvae.guides import Exact
         >>> from ppvae.models import LinearGaussian
-        >>> mean, variance = posterior_moments(Exact(LinearGaussian(torch.ones(3, 2))), torch.zeros(5, 3))
+        >>> guide = Exact(LinearGaussian(torch.ones(3, 2)))
+        >>> mean, variance = posterior_moments(guide, torch.zeros(5, 3))
         >>> mean.shape, variance.shape
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
@@ -260,8 +261,8 @@ def _latent(trace: Trace, site: str) -> dict:
         raise KeyError(f"there is no latent {site!r}; there are {sorted(sites)}")
     if all(frame.name != DATA_PLATE for frame in sites[site]["cond_indep_stack"]):
         raise ValueError(
-            f"the latent {site!r} is shared by all data, being outside of plate '{DATA_PLATE}': it "
-            "tells nothing of one datum rather than another. Judge such a pair by log_weights, or look "
-            "at its posterior in ArviZ, with from_pyro_svi"
+            f"the latent {site!r} is shared by all data, being outside of plate '{DATA_PLATE}': "
+            "it tells nothing of one datum rather than another. Judge such a pair by log_weights, "
+            "or look at its posterior in ArviZ, with from_pyro_svi"
         )
     return sites[site]

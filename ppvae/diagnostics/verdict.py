@@ -131,9 +131,10 @@ def compare(
     """Judge several guides on the same data, a row each.
 
     Columns, in nats per datum where they are nats: `elbo`; `evidence` and `evidence_se`, the
-    importance-weighted estimate with K particles and its Monte Carlo error; `k_bad`, the share of data
-    with Pareto k > 0.7; `ess`, the median effective number of draws; `kl`; `mutual_information`;
-    `active_units`; `parameters`, the guide's. NaN where a column has no meaning: see `judge`.
+    importance-weighted estimate with K particles and its Monte Carlo error; `k_bad`, the share of
+    data with Pareto k > 0.7; `ess`, the median effective number of draws; `kl`;
+    `mutual_information`; `active_units`; `parameters`, the guide's. NaN where a column has no
+    meaning: see `judge`.
 
     Args:
         guides: Guides by name, or (model, guide) pairs where each was trained with its own model.
@@ -168,7 +169,7 @@ def compare(
 
 
 def _spaced(batch: Batch, most: int) -> Batch:
-    """Return at most so many data, from all over the batch: data sets are often ordered by class."""
+    """Return at most so many data, from all over the batch: it may be ordered by class."""
     size = batch_size(batch)
     rows = torch.linspace(0, size - 1, min(size, most)).long()
     return map_batch(lambda leaf: leaf[rows.to(leaf.device)], batch)

@@ -53,7 +53,7 @@ class Terms:
         return self.log_likelihood + self.log_prior - self.log_guide
 
     def kl(self, *, analytic: bool) -> Tensor:
-        """KL(q(z|x) || p(z)): in closed form where one is registered and asked for, else by draws."""
+        """KL(q(z|x) || p(z)): in closed form if one is registered and asked for, or by draws."""
         closed = self._closed_forms() if analytic else {}
         drawn = self._sum(self.guide_trace, lambda site: site["name"] not in closed)
         prior = self._sum(

@@ -25,7 +25,8 @@ class BetaELBO(Objective):
     An evidence bound for beta >= 1 only. With beta = 0 the KL is left out, not multiplied by zero.
 
     Args:
-        beta: The weight, a number or a schedule from the training step to one, e.g. `warmup(1000)`.
+        beta: The weight, a number or a schedule from the training step to one, e.g.
+            `warmup(1000)`.
         free_bits: lambda, in nats per coordinate: the KL becomes sum_d max(lambda, mean_n KL_nd),
             so that no gradient pushes a coordinate below it. For factorized pairs only.
         analytic: Whether to take the KL in closed form where one is registered.
@@ -108,8 +109,8 @@ class PenalizedELBO(BetaELBO):
 
     Args:
         beta: As in `BetaELBO`.
-        **penalties: Functions or modules of (model_trace, guide_trace) that return a 0-d tensor, in
-            nats per datum, already weighted. Options of `BetaELBO` go by their own names.
+        **penalties: Functions or modules of (model_trace, guide_trace) that return a 0-d tensor,
+            in nats per datum, already weighted. Options of `BetaELBO` go by their own names.
 
     Raises:
         TypeError: If a penalty is not callable.
@@ -136,8 +137,8 @@ class PenalizedELBO(BetaELBO):
         for name, penalty in penalties.items():
             if not callable(penalty):
                 raise TypeError(
-                    f"the penalty {name!r} must be a function of (model_trace, guide_trace), but is "
-                    f"{penalty!r}: close over its weight, "
+                    f"the penalty {name!r} must be a function of (model_trace, guide_trace), but "
+                    f"is {penalty!r}: close over its weight, "
                     f"{name}=lambda model_trace, guide_trace: weight * ..."
                 )
         self.penalty_names = tuple(penalties)

@@ -23,8 +23,9 @@ class IWELBO(Objective):
 
         1 / (1 - alpha) ln mean_k w_k^(1 - alpha),  w_k = p(x, z_k) / q(z_k|x)
 
-    Tightens with K to ln p(x) for alpha = 0. Its plain gradient ("iwae") teaches the guide less and
-    less as K grows; "dreg" removes that, unbiased; "stl" drops the score of q, biased for K > 1.
+    Tightens with K to ln p(x) for alpha = 0. Its plain gradient ("iwae") teaches the guide less
+    and less as K grows; "dreg" removes that, unbiased; "stl" drops the score of q, biased for
+    K > 1.
 
     Args:
         num_particles: The number K of draws per datum.
@@ -71,14 +72,14 @@ class IWELBO(Objective):
             return bound
         if isinstance(terms.score, Tensor):
             raise ValueError(
-                f"estimator={self.estimator!r} needs pathwise gradients, which a site of the guide "
-                "has not: use estimator='iwae'"
+                f"estimator={self.estimator!r} needs pathwise gradients, which a site of the "
+                "guide has not: use estimator='iwae'"
             )
         normalized = log_w.detach().softmax(0)  # (K, N)
         return bound.detach() + (normalized * (log_w - log_w.detach())).sum(0)
 
     def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
-        """Score the draws under the guide with its parameters held: only the path's gradient is left."""
+        """Score draws under the guide, its parameters held: only the path's gradient is left."""
         if self.estimator == "iwae":
             return super()._traces(model, guide, batch)
         wrap = self._vectorized_num_particles
@@ -129,8 +130,8 @@ def _scored_by_held(
         return scoring(batch)
     if module is not guide:
         raise ValueError(
-            "estimators 'dreg' and 'stl' hold the guide's parameters, which they cannot reach through a "
-            "handler: pass the guide itself, or use estimator='iwae'"
+            "estimators 'dreg' and 'stl' hold the guide's parameters, which they cannot reach "
+            "through a handler: pass the guide itself, or use estimator='iwae'"
         )
     if any(isinstance(m, nn.Dropout) and m.training and m.p for m in guide.modules()):
         raise ValueError(

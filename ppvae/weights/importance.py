@@ -35,34 +35,35 @@ def log_weights(
 
         log w_kn = log p(x_n, z_kn) - log q(z_kn | x_n),  z_kn ~ q(z | x_n)
 
-    Their mean over k is the ELBO, their log-mean-exp a bound on ln p(x) that tightens with K, their
-    tail says whether either can be trusted. Modules run in evaluation mode and without gradients,
-    and are left as they were; random numbers are drawn from torch's global generators.
+    Their mean over k is the ELBO, their log-mean-exp a bound on ln p(x) that tightens with K,
+    their tail says whether either can be trusted. Modules run in evaluation mode and without
+    gradients, and are left as they were; random numbers are drawn from torch's global generators.
 
-    Where a latent lies outside of the data plate, as those of Pyro's autoguides do for a regression,
-    there is one weight for all data:
+    Where a latent lies outside of the data plate, as those of Pyro's autoguides do for a
+    regression, there is one weight for all data:
 
         log w_k = log p(x_1, ..., x_N, z_k) - log q(z_k | x_1, ..., x_N)
 
-    and its log-mean-exp estimates ln p(x_1, ..., x_N), the evidence of the whole batch. Pass all the
-    data then, for a plate that is subsampled scales its likelihood. They are not split into chunks.
-    Sites that cannot take particles, such as `x @ w`, are drawn one by one.
+    and its log-mean-exp estimates ln p(x_1, ..., x_N), the evidence of the whole batch. Pass all
+    the data then, for a plate that is subsampled scales its likelihood. They are not split into
+    chunks. Sites that cannot take particles, such as `x @ w`, are drawn one by one.
 
     Args:
         model: Samples p(x, z).
         guide: Samples q(z | x).
         batch: x, `(N, ...)`.
         num_particles: The number K of draws per datum.
-        chunk_size: How many (particle, datum) pairs are evaluated at once. The memory needed is this
-            many times the activations of the largest layer: lower it for large images.
+        chunk_size: How many (particle, datum) pairs are evaluated at once. The memory needed is
+            this many times the activations of the largest layer: lower it for large images.
 
     Returns:
         The log weights, `(K, N)`, also for K = 1; `(K, 1)` where data share a latent.
 
     Raises:
         WeightlessError: If the guide has no density, in words.
-        ValueError: If the batch is empty, `num_particles` or `chunk_size` is not positive, a site breaks
-            the shape contract of `ppvae.protocols`, or an autoguide was made for other data.
+        ValueError: If the batch is empty, `num_particles` or `chunk_size` is not positive, a site
+            breaks the shape contract of `ppvae.protocols`, or an autoguide was made for other
+            data.
 
     Example:
         >>> from ppvae.guides import Exact
@@ -90,7 +91,7 @@ def log_weights(
 
 
 def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int = 1) -> Tensor:
-    """Return the ELBO by draws, in nats per datum, 0-d, also where the weights are of all data at once.
+    """Return the ELBO by draws, in nats per datum, 0-d, also for weights of all data at once.
 
     Raises:
         WeightlessError: If the guide has no density, in words.
@@ -99,7 +100,8 @@ def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int 
         >>> from ppvae.guides import Exact
         >>> from ppvae.models import LinearGaussian
         >>> model = LinearGaussian(torch.ones(1, 1))
-        >>> round(elbo_per_datum(model, Exact(model), torch.zeros(5, 1)).item(), 4)  # ln N(0; 0, 2)
+        >>> elbo = elbo_per_datum(model, Exact(model), torch.zeros(5, 1))
+        >>> round(elbo.item(), 4)  # ln N(0; 0, 2)
         -1.2655
     """
     log_w = log_weights(model, guide, batch, num_particles)
@@ -194,8 +196,8 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
     trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(batch))
     for name in latent_sites(trace):
         raise WeightlessError(
-            f"the guide samples {name!r} on the way to {sorted(draws)}, so that its density of them "
-            "is an integral: estimate it with log_weights instead"
+            f"the guide samples {name!r} on the way to {sorted(draws)}, so that its density of "
+            "them is an integral: estimate it with log_weights instead"
         )
     refuse_weightless(trace)
     trace.compute_log_prob()

@@ -35,9 +35,12 @@ class Plan(NamedTuple):
     """How a pair is to be weighed.
 
     Attributes:
-        joint: Whether a latent lies outside of the data plate, so that weights are of all data at once.
-        whole: Whether the batch must stay whole: joint, or with an autoguide, which knows no other data.
-        dim: Where the particles' plate goes, left of all others; None where draws are made one by one.
+        joint: Whether a latent lies outside of the data plate, so that weights are of all data at
+            once.
+        whole: Whether the batch must stay whole: joint, or with an autoguide, which knows no other
+            data.
+        dim: Where the particles' plate goes, left of all others; None where draws are made one by
+            one.
         points: The latents that the guide draws from no density, `Delta` sites.
         size: How many data a particle's weights are of: N, or more where joint and subsampled.
         latents: The model's latent sites, in its order.
@@ -51,7 +54,7 @@ class Plan(NamedTuple):
     latents: tuple[str, ...]
 
     def rows(self, size: int, chunk_size: int, num_particles: int) -> int:
-        """Return how many of N data go together: few, with all particles, so as to encode them once."""
+        """Return how many of N data go together: few, with all particles, to encode them once."""
         return size if self.whole else max(1, min(size, chunk_size // num_particles))
 
     def counts(self, rows: int, chunk_size: int, num_particles: int) -> list[int]:
@@ -103,9 +106,9 @@ def check_autoguide(guide: Guide, batch: Batch) -> None:
         frame = part._prototype_frames.get(DATA_PLATE)
         if frame is not None and frame.size != batch_size(batch):
             raise ValueError(
-                f"this {type(part).__name__} has a factor for each of the {frame.size} data that it "
-                f"first saw, and the batch {batch_size(batch)} data: pass all data at once, give it "
-                "create_plates=, or take an amortized guide, such as ppvae.guides.Normal"
+                f"this {type(part).__name__} has a factor for each of the {frame.size} data that "
+                f"it first saw, and the batch {batch_size(batch)} data: pass all data at once, "
+                "give it create_plates=, or take an amortized guide, such as ppvae.guides.Normal"
             )
 
 

@@ -37,7 +37,7 @@ class WeightlessError(ValueError):
 def trace_pair(
     model: Model, guide: Guide, batch: Batch, num_particles: int = 1, *, dim: int | None = -2
 ) -> Pair:
-    """Return the traces of the guide, and of the model replayed against it, under a particle plate.
+    """Return the traces of the guide and of the model replayed on it, under a particle plate.
 
     Args:
         model: Samples p(x, z).
@@ -108,14 +108,14 @@ def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
     """Return a site's log probability as `(K, N)`.
 
     Raises:
-        ValueError: If it has other axes than particles and data, or lacks those of data, naming the
-            site.
+        ValueError: If it has other axes than particles and data, or lacks those of data, naming
+            the site.
     """
     if isinstance(value, Tensor) and value.shape[-1:] in ((), (1,)) and shape[1] > 1:
         raise ValueError(
-            f"site {name!r} lies outside of pyro.plate('data', N, dim=-1), so that all data share it and "
-            "none has a log probability of its own: sample it in the plate, or train such a pair with "
-            "Pyro's Trace_ELBO and judge it by log_weights"
+            f"site {name!r} lies outside of pyro.plate('data', N, dim=-1), so that all data share "
+            "it and none has a log probability of its own: sample it in the plate, or train such "
+            "a pair with Pyro's Trace_ELBO and judge it by log_weights"
         )
     value = torch.as_tensor(value)
     if value.ndim > 2 or value.shape[-1:] not in ((), shape[1:]):
@@ -128,7 +128,7 @@ def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
 
 
 def log_prob_of(site: dict) -> Tensor | float:
-    """Return a site's log probability, less the factor that a data plate has if it is subsampled."""
+    """Return a site's log probability, less the factor that a subsampled data plate has."""
     for frame in site["cond_indep_stack"]:
         if frame.name == DATA_PLATE and frame.full_size not in (None, frame.size):
             return site["log_prob"] * (frame.size / frame.full_size)
@@ -140,7 +140,8 @@ def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
 
     Args:
         guide_trace: The guide's.
-        points: Latents known to be points: `plan_of` tells them apart where others are transported.
+        points: Latents known to be points: `plan_of` tells them apart where others are
+            transported.
 
     Raises:
         WeightlessError: For a `Delta` that no auxiliary site stands behind, and for a site marked

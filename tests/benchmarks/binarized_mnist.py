@@ -2,10 +2,11 @@
 
     python tests/benchmarks/binarized_mnist.py --data FOLDER --out runs/binarized_mnist
 
-FOLDER holds `binarized_mnist/`, the fixed split of Larochelle. One VAE, 50 latents, two hidden layers
-of 200 tanh units in encoder and decoder, trained with Adam, its learning rate falling from 1e-3 (5e-4 in
-the warm run, which starts from the weights of "normal") to 1e-5 by a cosine; the epoch with the best bound on the validation set is kept. NLL: 5,000 importance samples
-per test image. Each run is written as it ends, so that an interrupted benchmark goes on where it was.
+FOLDER holds `binarized_mnist/`, the fixed split of Larochelle. One VAE, 50 latents, two hidden
+layers of 200 tanh units in encoder and decoder, trained with Adam, its learning rate falling from
+1e-3 (5e-4 in the warm run, which starts from the weights of "normal") to 1e-5 by a cosine; the
+epoch with the best bound on the validation set is kept. NLL: 5,000 importance samples per test
+image. Each run is written as it ends, so that an interrupted benchmark goes on where it was.
 """
 
 import json

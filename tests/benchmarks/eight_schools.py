@@ -2,10 +2,10 @@
 
     python tests/benchmarks/eight_schools.py --data FOLDER --out runs/eight_schools
 
-FOLDER holds `posteriordb/`. The model is the non-centered one. The guides take many draws, as means and
-standard deviations are to be those of the fit and not of chance; NUTS is shown with its Monte Carlo error.
-All go through the converters, and their numbers are read off the trees. Written: `table.md`,
-`moments.csv`.
+FOLDER holds `posteriordb/`. The model is the non-centered one. The guides take many draws, as
+means and standard deviations are to be those of the fit and not of chance; NUTS is shown with its
+Monte Carlo error. All go through the converters, and their numbers are read off the trees.
+Written: `table.md`, `moments.csv`.
 """
 
 import json
@@ -101,7 +101,10 @@ def run_nuts(batch: dict[str, Tensor], warmup: int, draws: int, chains: int, see
     ess = min(float(values.min()) for values in az.ess(tree, var_names=names).values())
     rhat = max(float(values.max()) for values in az.rhat(tree, var_names=names).values())
     bad = int(tree.sample_stats.diverging.sum())
-    note = f"{chains} x {draws} draws, smallest ESS {ess:.0f}, largest R-hat {rhat:.3f}, {bad} divergences"
+    note = (
+        f"{chains} x {draws} draws, smallest ESS {ess:.0f}, largest R-hat {rhat:.3f}, "
+        f"{bad} divergences"
+    )
     return Result(tree, seconds, note)
 
 

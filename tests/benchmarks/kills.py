@@ -2,11 +2,11 @@
 
     python tests/benchmarks/kills.py --kills 100
 
-Each trial trains in a process of its own, which an alarm ends without warning (nothing is cleaned up, as
-with kill -9) after a time drawn from the length of a whole run: at any step, or inside a write. It is
-resumed, and killed again, until it gets through. After every kill the last checkpoint must be readable;
-at the end weights, optimizer, random streams and records must be those of the undisturbed run, bit for
-bit.
+Each trial trains in a process of its own, which an alarm ends without warning (nothing is cleaned
+up, as with kill -9) after a time drawn from the length of a whole run: at any step, or inside a
+write. It is resumed, and killed again, until it gets through. After every kill the last checkpoint
+must be readable; at the end weights, optimizer, random streams and records must be those of the
+undisturbed run, bit for bit.
 """
 
 import os
@@ -60,7 +60,7 @@ def run(folder: Path, loss: str) -> None:
 
 
 def survives(folder: Path, loss: str, seconds: float | None) -> bool:
-    """Run in a child that ends without warning after some seconds; return whether it got through."""
+    """Run in a child that ends without warning after some seconds; return if it got through."""
     child = os.fork()
     if child == 0:
         if seconds is not None:
