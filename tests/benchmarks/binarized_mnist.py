@@ -56,7 +56,7 @@ class Run(NamedTuple):
 RUNS = {
     "normal": Run(Normal, Trace_ELBO, 300),
     "mixture": Run(partial(GaussianMixture, components=4), Trace_ELBO, 100),
-    "flow": Run(Flow, Trace_ELBO, 100),
+    "flow": Run(Flow, Trace_ELBO, 60),
     "iwae": Run(Normal, partial(IWELBO, 50), 30, batch_size=50),
     "iwae, warm": Run(Normal, partial(IWELBO, 50), 15, batch_size=50, rate=5e-4, start="normal"),
 }
@@ -143,6 +143,9 @@ def main(
             continue
         run = RUNS[name]._replace(epochs=max(1, int(RUNS[name].epochs * scale)))
         svi, seconds = train(run, split.train, split.validation, seed, out)
+        torch.save(
+            {"model": svi.model.state_dict(), "guide": svi.guide.state_dict()}, out / f"{name}.pt"
+        )
         verdict = judge(svi, shuffled[: max(100, int(len(shuffled) * scale))])
         best = max(svi.records, key=lambda r: r.get("validation_bound", r["validation_elbo"]))
         facts = {
@@ -152,9 +155,6 @@ def main(
             "seconds": seconds,
             "seed": seed,
         }
-        torch.save(
-            {"model": svi.model.state_dict(), "guide": svi.guide.state_dict()}, out / f"{name}.pt"
-        )
         path.write_text(json.dumps(facts | verdict, indent=2))
     print(table(out))
 
