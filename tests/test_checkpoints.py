@@ -383,3 +383,26 @@ def test_not_finite_leaves_the_pair_before_the_step():
     with pytest.raises(FloatingPointError, match="step 3 of 4 in epoch 1"):
         train(svi, 1)
     assert_same(svi.state_dict(), states[2])
+
+
+def test_a_temperature_that_a_callback_lowers_resumes_too(tmp_path):
+    """A schedule of a module's own is a buffer, changed in place: weights hold it."""
+
+    def cooled():
+        svi = build()
+        svi.model.register_buffer("temperature", torch.tensor(1.0))
+        head = svi.model.likelihood
+        svi.model.likelihood = lambda h: head(h / svi.model.temperature)
+        return svi
+
+    def cool(svi, history):
+        svi.model.temperature.mul_(0.7)
+
+    whole = cooled()
+    train(whole, 4, tmp_path / "whole", callbacks=[cool])
+    expected = everything(whole)
+    train(cooled(), 2, tmp_path / "parts", callbacks=[cool])
+    resumed = cooled()
+    train(resumed, 4, tmp_path / "parts", callbacks=[cool])
+    assert_same(everything(resumed), expected)
+    assert float(resumed.model.temperature) == pytest.approx(0.7**4)
