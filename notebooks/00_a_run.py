@@ -37,7 +37,7 @@ split, place = digits(validation_share=0.1), Path(tempfile.mkdtemp())
 
 def run(folder, epochs):
     pyro.set_rng_seed(0)
-    svi = recipes.beta_vae(64, beta=1.0, warmup_steps=200, hidden=(128,), learning_rate=1e-3)
+    svi = recipes.betavae(64, beta=1.0, warmup_steps=200, hidden=(128,), learning_rate=1e-3)
     options = {"validation": split.validation, "checkpoint": place / folder, "resume": True}
     return svi, fit(svi, split.train, epochs=epochs, **options)
 

@@ -163,7 +163,7 @@ def test_help_shows_a_recipe_its_own_flags(ppvae_command):
     assert "--particles" in out
     assert "--learning-rate" in out
     assert "--features" not in out
-    code, out, _ = ppvae_command("train", "beta_vae", "--help")
+    code, out, _ = ppvae_command("train", "betavae", "--help")
     assert "0.0001" in out  # the recipe's own default, not the shared one
 
 
@@ -211,7 +211,7 @@ def test_unknown_recipe_lists_the_known_ones(ppvae_command, tmp_path):
     code, _, err = ppvae_command("train", "vea", "--out", tmp_path)
     assert code == 2
     assert all(name in err for name in RECIPES)
-    with pytest.raises(ValueError, match="unknown recipe 'vea': choose one of beta_vae"):
+    with pytest.raises(ValueError, match="unknown recipe 'vea': choose one of betavae"):
         runs.train(runs.Settings("vea", {}, {"name": "digits"}), tmp_path, epochs=1)
 
 

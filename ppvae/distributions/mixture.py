@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, or has with a wrong gradient."""
+"""A mixture of factorized Normals whose draws have the right gradient."""
 
 import math
 

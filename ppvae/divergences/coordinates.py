@@ -1,4 +1,4 @@
-"""Divergences between distributions, where they have a form that an ELBO term does not show."""
+"""The KL divergence, coordinate by coordinate."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,11 @@
+"""Encoders and decoders, made outside of models and guides and passed in.
+
+Every network accepts extra leading dimensions, `(K, N, ...)` under K particles, and says its
+`in_features` and `out_features`. None ends in an activation: a decoder's output is the natural
+parameter of the likelihood, and a guide applies the activation to an encoder's features itself.
+"""
+
+from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
+from ppvae.networks.mlp import MLP, flatten_event
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "flatten_event"]
