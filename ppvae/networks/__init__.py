@@ -1,4 +1,4 @@
-"""Encoders and decoders, made outside of models and guides and passed in.
+"""Encoders, decoders and critics, made outside of models, guides and objectives and passed in.
 
 Every network accepts extra leading dimensions, `(K, N, ...)` under K particles, and says its
 `in_features` and `out_features`. None ends in an activation: a decoder's output is the natural
@@ -6,6 +6,16 @@ parameter of the likelihood, and a guide applies the activation to an encoder's 
 """
 
 from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
+from ppvae.networks.critics import PatchCritic
 from ppvae.networks.mlp import MLP, flatten_event
+from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "flatten_event"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "PatchCritic",
+    "ResNetDecoder",
+    "ResNetEncoder",
+    "flatten_event",
+]
