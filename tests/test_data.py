@@ -76,6 +76,26 @@ def test_real_binarized_mnist_test_part_is_ordered_by_class():
     assert float(split.test[:, 0, 12:16, 12:16].mean()) > 0.3
 
 
+def test_real_frey_faces_are_a_film():
+    """A frame is near the next, and the test part far from the train part."""
+    split = load("frey", root=real("frey").parent, keep_bytes=True, flat=False)
+    assert split.train.shape == (1765, 1, 28, 20)
+    assert split.test.shape == (200, 1, 28, 20)
+    assert split.image == (1, 28, 20)
+    assert split.train_labels is split.test_labels is None
+    assert (int(split.train.min()), int(split.train.max())) == (8, 238)
+    film = torch.cat([to_unit(split.train), split.test]).flatten(1)
+    near, far = film[1:] - film[:-1], film[500:] - film[:-500]
+    assert near.norm(dim=1).median() < far.norm(dim=1).median() / 1.5
+    mixed = film[torch.randperm(len(film), generator=seeded(0, 0))]
+    assert _to_nearest(mixed[-200:], mixed[:-200]) < 1.2
+    assert _to_nearest(film[-200:], film[:-200]) > 1.5
+
+
+def _to_nearest(test, train):
+    return float(torch.cdist(test, train).min(1).values.median())
+
+
 def write_cifar10(folder):
     bytes_ = np.random.default_rng(0).integers(0, 256, (6, 4, 3072), dtype=np.uint8)
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -447,7 +467,7 @@ def test_an_official_validation_part_is_kept(tmp_path):
         load("binarized_mnist", root=tmp_path, validation_share=0.1)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"digits", "binarized_mnist"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"digits", "binarized_mnist", "frey"}))
 def test_missing_files_name_the_call_that_mends_it(tmp_path, name):
     call = f"ppvae.data.load('{name}', root='{tmp_path}', download=True)"
     with pytest.raises(FileNotFoundError) as caught:
@@ -506,3 +526,42 @@ def test_a_broken_binarized_mnist_names_its_layout(tmp_path, broken):
     with pytest.raises(FileNotFoundError, match="as one .npz file, made by np.savez") as caught:
         load("binarized_mnist", root=tmp_path, download=True)
     assert str(folder) in str(caught.value)
+
+
+def write_frey(root, images):
+    (root / "frey").mkdir()
+    np.savez(root / "frey" / "freyfaces.npz", images=images)
+
+
+def test_frey_is_split_at_its_last_200_frames(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (230, 28, 20), dtype=np.uint8)
+    write_frey(tmp_path, drawn)
+    split = load("frey", root=tmp_path, keep_bytes=True, validation_share=0.2)
+    assert torch.equal(split.test, to_unit(torch.from_numpy(drawn[-200:])).flatten(1))
+    assert split.train.dtype == torch.uint8
+    both = torch.cat([to_unit(split.train), split.validation])
+    assert len(split.validation) == 6
+    assert sorted(both.tolist()) == sorted(
+        (drawn[:30].reshape(30, -1) / 255.0).astype("f4").tolist()
+    )
+    assert split.train_labels is split.validation_labels is split.test_labels is None
+
+
+@pytest.mark.parametrize("broken", ["absent", "truncated", "wrong name", "wrong size", "floats"])
+def test_a_broken_frey_names_its_layout(tmp_path, broken):
+    path = tmp_path / "frey" / "freyfaces.npz"
+    if broken == "wrong size":
+        write_frey(tmp_path, np.zeros((201, 28, 28), np.uint8))
+    elif broken == "floats":
+        write_frey(tmp_path, np.zeros((201, 28, 20), np.float32))
+    elif broken != "absent":
+        write_frey(tmp_path, np.zeros((201, 28, 20), np.uint8))
+        if broken == "truncated":
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            np.savez(path, faces=np.zeros((201, 28, 20), np.uint8))
+    with pytest.raises(
+        FileNotFoundError, match=r"vae_vampprior.*np.savez\(path, images="
+    ) as caught:
+        load("frey", root=tmp_path, download=True)
+    assert f"frey is not at '{path}'" in str(caught.value)

@@ -37,6 +37,7 @@ def load(
         cifar10           50,000        -      10,000   (3, 32, 32)
         svhn              73,257        -      26,032   (3, 32, 32)
         celeba           162,770   19,867      19,962   (3, 64, 64)
+        frey               1,765        -         200   (1, 28, 20)
 
     The digits are scikit-learn's, split by seed. binarized_mnist is the fixed binarization that
     published likelihoods refer to; it has no labels, and its test part is ordered by class:
@@ -44,12 +45,14 @@ def load(
     *not* the 28 x 28 split of Burda et al., so their likelihoods do not carry over, and its test
     characters are not among the train characters. celeba is cropped to 148 x 148 and resized; its
     labels are 40 attributes; decoding takes minutes: save `split.train` of `keep_bytes=True` by
-    `np.save`, and give `np.load(path, mmap_mode="r")` with `transform=to_unit` to `Batches`.
+    `np.save`, and give `np.load(path, mmap_mode="r")` with `transform=to_unit` to `Batches`. frey
+    is 1,965 consecutive frames of one face, without labels or official parts; the last 200 are the
+    test part, since next to a frame drawn at random from the film lie near copies of it.
 
     Args:
         name: One of `NAMES`.
         root: The folder of the data sets, in torchvision's layout; binarized_mnist is the one .npz
-            file in `root/binarized_mnist`.
+            file in `root/binarized_mnist`, frey is `root/frey/freyfaces.npz`.
         download: Whether torchvision may fetch what is missing. Archives that are there are
             verified and unpacked without a network; the folder must then be writable.
         binarize: "none": pixels in [0, 1]; "threshold": 1 from 0.5 on; "fixed": one Bernoulli draw
@@ -73,6 +76,7 @@ def load(
     References:
         Larochelle, Murray (2011), The Neural Autoregressive Distribution Estimator
             (binarized_mnist).
+        Roweis, Saul (2000), Nonlinear Dimensionality Reduction by Locally Linear Embedding (frey).
         Hou et al. (2017), Deep Feature Consistent VAE, arXiv:1610.00291 (the crop of celeba).
 
     Example:
@@ -160,11 +164,12 @@ def _hold_out(parts: Parts, share: float, seed: int) -> Parts:
         raise ValueError(f"validation_share must leave both parts data, but is {share}")
     order = torch.randperm(total, generator=seeded(seed, 0))
     held_out, rest = order[:count].sort().values, order[count:].sort().values
+    labels = parts.train_labels
     return parts._replace(
         train=parts.train[rest],
-        train_labels=parts.train_labels[rest],
+        train_labels=None if labels is None else labels[rest],
         validation=parts.train[held_out],
-        validation_labels=parts.train_labels[held_out],
+        validation_labels=None if labels is None else labels[held_out],
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "OFFICIAL_VALIDATION", "Parts", "read"]
 
 OFFICIAL_VALIDATION = ("binarized_mnist", "celeba")  # the other sets have no such part
+FREY_TEST = 200  # the end of the film
 
 
 class Parts(NamedTuple):
@@ -116,6 +117,23 @@ def _binarized_mnist(root: Path, download: bool) -> Parts:
     return Parts(train, test, validation=validation)
 
 
+def _frey(root: Path, download: bool) -> Parts:
+    path = root / "frey" / "freyfaces.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as packed:
+            images = torch.from_numpy(packed["images"]).reshape(-1, 1, 28, 20)
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}, not bytes")
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, BadZipFile) as error:
+        told = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"frey is not at {str(path)!r} ({told}). Nothing downloads it: take "
+            "datasets/Freyfaces/freyfaces.pkl of github.com/jmtomczak/vae_vampprior, and put it "
+            "there by np.savez(path, images=faces), faces being bytes of shape (1965, 28, 20)"
+        ) from error
+    return Parts(images[:-FREY_TEST], images[-FREY_TEST:])
+
+
 def _official(
     name: str, kind: str, root: Path, download: bool, *options: dict[str, object]
 ) -> "list[VisionDataset]":
@@ -163,6 +181,7 @@ READERS: dict[str, Callable[[Path, bool], Parts]] = {
     "cifar10": _cifar10,
     "svhn": _svhn,
     "celeba": _celeba,
+    "frey": _frey,
 }
 
 NAMES = ("digits", *READERS)  # digits need no files, and are split by seed
