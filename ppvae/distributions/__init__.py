@@ -1,5 +1,8 @@
 """Distributions that Pyro lacks, or has with a wrong gradient."""
 
+from ppvae.distributions.boxed_epanechnikov import BoxedEpanechnikov
+from ppvae.distributions.epanechnikov import Epanechnikov
 from ppvae.distributions.mixture import MixtureOfDiagNormals
+from ppvae.distributions.smoothed_epanechnikov import SmoothedEpanechnikov
 
-__all__ = ["MixtureOfDiagNormals"]
+__all__ = ["BoxedEpanechnikov", "Epanechnikov", "MixtureOfDiagNormals", "SmoothedEpanechnikov"]

@@ -39,6 +39,17 @@ class MixtureOfDiagNormals(dist.MixtureOfDiagNormals):
         torch.Size([5, 2])
     """
 
+    @property
+    def mean(self) -> Tensor:
+        """E[z] = sum_c pi_c m_c, (..., D)."""
+        return (self.categorical.probs.unsqueeze(-1) * self.locs).sum(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[z_d] = sum_c pi_c (s_cd^2 + m_cd^2) - E[z_d]^2, (..., D)."""
+        spread = (self.locs - self.mean.unsqueeze(-2)).square() + self.coord_scale.square()
+        return (self.categorical.probs.unsqueeze(-1) * spread).sum(-2)
+
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw z, `(*sample_shape, ..., D)`, with gradients."""
         locs, scales = self.locs.detach(), self.coord_scale.detach()  # (..., K, D)
