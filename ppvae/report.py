@@ -180,8 +180,7 @@ def _figures(
         "The aggregate posterior over the prior (gray). Where they part, prior samples come from "
         "places that the decoder has not seen."
     )
-    first = next(iter(models.values()))
-    return figures | {caption: plots.aggregate_posterior(splits, first, batch)}
+    return figures | {caption: plots.aggregate_posterior(splits, models, batch)}
 
 
 def _formatted(table: "pd.DataFrame") -> "pd.DataFrame":

@@ -136,7 +136,11 @@ def test_the_checks_can_fail():
 
 
 @pytest.mark.parametrize(
-    "heavy", ["arviz", "arviz_stats", "arviz_plots", "pandas", "matplotlib", "torchvision", "zuko"]
+    "heavy",
+    [
+        *("arviz", "arviz_stats", "arviz_plots", "pandas", "matplotlib", "torchvision"),
+        *("zuko", "torchmetrics", "sklearn"),
+    ],
 )
 def test_importing_ppvae_is_light(heavy, imported):
     """What one job needs is imported by that job."""

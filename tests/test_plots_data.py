@@ -6,7 +6,12 @@ import torch
 
 from ppvae import History, plots
 from ppvae.data import digits
-from ppvae.diagnostics import judge
+from ppvae.diagnostics import (
+    PopulationMoments,
+    aggregate_posterior,
+    judge,
+    population_moments,
+)
 from ppvae.guides import FullRank, Normal
 from ppvae.models import VAE
 from ppvae.networks import MLP
@@ -39,6 +44,18 @@ def drawings(judged):
         "aggregate_posterior": plots.aggregate_posterior(
             {n: v.split for n, v in verdicts.items()}, model, batch
         ),
+        "population_variances": plots.population_variances(
+            {n: population_moments(g, batch) for n, g in guides.items()}
+        ),
+        "rate_distortion": plots.rate_distortion({"beta": [("1", 3.0, 9.0), ("2", 2.0, 11.0)]}),
+        "densities": plots.densities({"normal": torch.distributions.Normal(0.0, 1.0)}),
+        "penalty_and_kl": plots.penalty_and_kl(),
+        "codes_and_box": plots.codes_and_box(guides, batch, 0.1),
+        "spread_by_size": plots.spread_by_size({"ELBO": {500: (6.8, 2.2), 50_000: (3.0, 2.4)}}),
+        "penalty_noise": plots.penalty_noise({"sampled": (1.0, 9.0)}, {"sampled": (157.0, 0.1)}),
+        "aggregate_densities": plots.aggregate_densities(
+            {"a": Normal(MLP(64, 8), latent_dim=1)}, batch
+        ),
     }
 
 
@@ -65,6 +82,25 @@ def test_kl_bars_are_sorted_and_sum_to_the_kl(judged):
     assert sum(heights) == pytest.approx(float(verdicts["a"].kl_per_dimension.sum()), rel=1e-5)
 
 
+def test_histograms_count_every_coordinate():
+    """Each in both rows, the negative ones that draws may give too; the dead are named."""
+    v = torch.tensor([-0.001, 0.5, 1.4])
+    figure = plots.population_variances({"a": PopulationMoments(v, v, v + 0.2, v)})
+    heights = [sum(bar.get_height() for bar in axes.patches) for axes in figure.axes]
+    assert heights == [3, 3]
+    assert figure.axes[0].texts[0].get_text() == "1 of 3 dead"
+
+
+def test_curves_go_by_rate_and_each_run_has_its_label():
+    points = [("1", 14.0, 112.0), ("0.2", 30.0, 95.0)]
+    (axes,) = plots.rate_distortion({"beta": points, "ours": [("total", 40.0, 100.0)]}).axes
+    assert axes.lines[0].get_xdata().tolist() == [14.0, 30.0]
+    assert [text.get_text() for text in axes.texts] == ["1", "0.2", "total"]
+    assert axes.lines[-1].get_xy1() == (30.0, 95.0)  # the best sum
+    low, high = axes.get_xlim()
+    assert low < 14 and high > 40 and axes.get_ylim()[1] < 120
+
+
 def test_plots_refuse_in_words(judged):
     model, guides, batch, _ = judged
     with pytest.raises(ValueError, match=r"pass image=\(C, H, W\)"):
@@ -76,3 +112,14 @@ def test_plots_refuse_in_words(judged):
 def test_one_latent_dimension_can_be_drawn():
     guide = Normal(MLP(64, 8), latent_dim=1)
     assert plots.latent_map({"a": guide}, digits().test[:30], torch.arange(30) % 3).axes
+
+
+def test_guides_of_other_models_are_drawn_over_their_own_priors():
+    """Also where these have other sizes."""
+    batch, models, splits = digits().test[:30], {}, {}
+    for name, size in (("small", 2), ("large", 5)):
+        models[name] = VAE(MLP(size, 64), latent_dim=size)
+        guide = Normal(MLP(64, 8), latent_dim=size)
+        splits[name] = aggregate_posterior(models[name], guide, batch)
+    panels = plots.aggregate_posterior(splits, models, batch).axes
+    assert [len(axes.collections[0].get_offsets()) for axes in panels] == [1000, 1000]

@@ -1,6 +1,7 @@
 """What the latent holds: information about the data, dimension by dimension and in all."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -27,6 +28,7 @@ __all__ = [
     "active_units",
     "aggregate_posterior",
     "kl_per_dimension",
+    "map_site",
     "mutual_information",
     "posterior_moments",
 ]
@@ -242,17 +244,55 @@ def posterior_moments(
         >>> mean.shape, variance.shape
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
+    moments = map_site(
+        lambda found: torch.var_mean(found["value"], dim=0),
+        guide,
+        batch,
+        num_particles=num_particles,
+        site=site,
+    )
+    variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    return mean, variance
+
+
+def map_site[Result](
+    fn: Callable[[dict], Result],
+    guide: Guide,
+    batch: Batch,
+    *,
+    num_particles: int = 1,
+    site: str = "z",
+) -> list[Result]:
+    """Apply a function to a latent's site, draws (K, n, D), a few data n at a time.
+
+    Args:
+        fn: Takes the site of the guide's trace: `found["fn"]`, `found["value"]`.
+        guide: Samples q(z | x).
+        batch: x, (N, ...).
+        num_particles: The number K of draws per datum.
+        site: The latent.
+
+    Raises:
+        KeyError: If there is no such latent.
+        ValueError: If all data share the latent.
+
+    Example:
+        >>> from ppvae.guides import Exact
+        >>> from ppvae.models import LinearGaussian
+        >>> guide = Exact(LinearGaussian(torch.ones(3, 2)))
+        >>> map_site(lambda found: found["value"].shape, guide, torch.zeros(5, 3))
+        [torch.Size([1, 5, 2])]
+    """
     size = batch_size(batch)
     whole = any(isinstance(part, AutoGuide) for part in modules_of(guide))
     rows = size if whole else max(1, CHUNK // num_particles)
-    moments = []
+    results = []
     with evaluating(guide):
         for start in range(0, size, rows):
             some = rows_of(batch, start, rows)
             _, guide_trace = trace_pair(lambda _: None, guide, some, num_particles)
-            moments.append(torch.var_mean(_latent(guide_trace, site)["value"], dim=0))
-    variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    return mean, variance
+            results.append(fn(_latent(guide_trace, site)))
+    return results
 
 
 def _latent(trace: Trace, site: str) -> dict:

@@ -1,0 +1,31 @@
+"""Pictures of training, of a model and of its guides: each function returns a matplotlib Figure.
+
+Nothing is shown or saved, and no figure stays open: a notebook displays what a cell returns, a
+script calls `figure.savefig`. A mapping from names to things is drawn in one figure, a color per
+name. For a tree of draws use ArviZ's own plots on `from_pyro_svi`.
+"""
+
+from ppvae.plots.epanechnikov import codes_and_box, densities, penalty_and_kl
+from ppvae.plots.images import prior_samples, reconstructions
+from ppvae.plots.infovae import aggregate_densities, penalty_noise, spread_by_size
+from ppvae.plots.latents import aggregate_posterior, kl_per_dimension, latent_map
+from ppvae.plots.population import population_variances, rate_distortion
+from ppvae.plots.verdicts import pareto_k, training_curves
+
+__all__ = [
+    "aggregate_densities",
+    "aggregate_posterior",
+    "codes_and_box",
+    "densities",
+    "kl_per_dimension",
+    "latent_map",
+    "pareto_k",
+    "penalty_and_kl",
+    "penalty_noise",
+    "population_variances",
+    "prior_samples",
+    "rate_distortion",
+    "reconstructions",
+    "spread_by_size",
+    "training_curves",
+]
