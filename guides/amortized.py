@@ -1,6 +1,6 @@
 """The base of the guides that read their posterior off an encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +25,7 @@ class Amortized(nn.Module):
         head_features: The size of h.
         activation: a, applied to the features; by default what the encoder has between its layers,
             as `MLP` says, or else ReLU. `nn.Identity()` where the encoder ends in one already.
+        infer: What the site says of itself, such as why it has no weights: see `ppvae.protocols`.
 
     Sites:
         z: (N, D) the latent.
@@ -40,6 +41,7 @@ class Amortized(nn.Module):
         head_features: int,
         *,
         activation: nn.Module | None = None,
+        infer: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, Encoder):
@@ -51,12 +53,13 @@ class Amortized(nn.Module):
         self.activation = _activation_of(encoder) if activation is None else activation
         self.head = nn.Linear(encoder.out_features, head_features)
         self.posterior = posterior
+        self.infer = dict(infer or {})
 
     def forward(self, batch: Tensor) -> None:
         """Sample z ~ q(z|x) at the batch `(N, ...)`."""
         h = self.head(self.activation(self.encoder(batch)))
         with pyro.plate(DATA_PLATE, len(batch), dim=-1):
-            pyro.sample("z", self.posterior(h))
+            pyro.sample("z", self.posterior(h), infer=dict(self.infer))
 
 
 def _activation_of(encoder: Encoder) -> nn.Module:

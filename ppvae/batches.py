@@ -35,6 +35,8 @@ class Batches:
         data: The whole data set, `(N, ...)`: a tensor or an array, or a mapping of them.
         batch_size: The number of data in a batch; 128, or N where there are fewer, by default.
         shuffle: Whether to reorder the data every epoch.
+        drop_last: Whether to leave out a last batch that is smaller; in another order, other data
+            are left out. For objectives with statistics of the batch, such as `MixtureELBO`.
         seed: Of the order; that of `torch.manual_seed` by default.
         device: Where to keep the tensors, and to put the rows of arrays; where they are by
             default.
@@ -51,6 +53,8 @@ class Batches:
     Example:
         >>> [len(batch) for batch in Batches(torch.zeros(10, 3), batch_size=4)]
         [4, 4, 2]
+        >>> len(Batches(torch.zeros(10, 3), batch_size=4, drop_last=True))
+        2
         >>> def noisy(batch, generator):
         ...     return batch + torch.randn(batch.shape, generator=generator)
         >>> batches = Batches(torch.zeros(10, 3), seed=0, transform=noisy)
@@ -66,6 +70,7 @@ class Batches:
         batch_size: int | None = None,
         *,
         shuffle: bool = True,
+        drop_last: bool = False,
         seed: int | None = None,
         device: str | torch.device | None = None,
         transform: Transform | None = None,
@@ -75,18 +80,19 @@ class Batches:
         self.seed = torch.initial_seed() if seed is None else seed
         self.device = _device_of(data) if device is None else torch.device(device)
         self.data = data if device is None else _each(self._placed, data)
-        self.shuffle, self.transform, self.epoch = shuffle, transform, 0
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.transform, self.epoch = transform, 0
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return math.ceil(self.size / self.batch_size)
+        return (math.floor if self.drop_last else math.ceil)(self.size / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         generator = seeded(self.seed, self.epoch, self.device)
         order = self._order(generator)
         self.epoch += 1
-        for rows in order.split(self.batch_size):
+        for rows in order.split(self.batch_size)[: len(self)]:
             batch = _each(partial(self._take, rows=rows), self.data)
             yield batch if self.transform is None else self.transform(batch, generator)
 

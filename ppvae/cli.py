@@ -221,7 +221,8 @@ def _train_help() -> None:
 
 def _trainer(recipe: Callable[..., SVI]) -> Callable[..., None]:
     """Return `train` with a recipe's own options, and those recipes share, among its flags."""
-    hidden = ("recipe", "features", "guide", "loss", "options", "kwargs")
+    parts = ("guide", "loss", "prior", "encoder", "decoder", "optim")  # what recipes decide
+    hidden = ("recipe", "features", "options", "kwargs", *parts)
     sources = (train, pair, recipe)  # the last word on a default is the recipe's
     flags = {n: p for f in sources for n, p in inspect.signature(f).parameters.items()}
 

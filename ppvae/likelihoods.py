@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["Laplace", "Likelihood", "Normal", "bernoulli", "likelihood_head", "poisson"]
+__all__ = [
+    "Laplace",
+    "Likelihood",
+    "Normal",
+    "bernoulli",
+    "likelihood_head",
+    "normal_with_scale",
+    "poisson",
+]
 
 Likelihood = Callable[[Tensor], dist.TorchDistribution]
 
@@ -34,6 +42,31 @@ def poisson(h: Tensor) -> dist.Poisson:
         tensor([True])
     """
     return dist.Poisson(softplus(h) + 1e-6)  # softplus underflows to a rate of 0, which has no log
+
+
+def normal_with_scale(
+    h: Tensor, min_scale: float = 0.005, mean: Callable[[Tensor], Tensor] = torch.sigmoid
+) -> dist.Normal:
+    """Return p(x|h) = N(x; mean(h_1), max(sigmoid(h_2), min_scale)^2), a scale per element.
+
+    The decoder gives twice the data's features, h_1 and h_2 one after the other on the last axis.
+    The density is unbounded as scales shrink: `min_scale` is what it ends at, and part of every
+    number of nats.
+
+    Args:
+        h: `(..., 2 F)`.
+        min_scale: The smallest standard deviation, in the unit of the data.
+        mean: Applied to h_1: the sigmoid for data in [0, 1], `nn.Identity()` for real numbers.
+
+    References:
+        Zhao et al. (2019), InfoVAE, arXiv:1706.02262: the decoder of the authors' code.
+
+    Example:
+        >>> normal_with_scale(torch.tensor([0.0, -9.0]))
+        Normal(loc: tensor([0.5000]), scale: tensor([0.0050]))
+    """
+    loc, scale = h.chunk(2, dim=-1)
+    return dist.Normal(mean(loc), scale.sigmoid().clamp(min=min_scale))
 
 
 class _Scaled(nn.Module):

@@ -152,10 +152,25 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
                 f"guide's {tuple(q.event_shape)}: give both the same latent_dim"
             )
         if not _inside(p, in_guide[name]["value"]):
+            if in_guide[name]["infer"].get("weightless"):
+                _check_lenient(name, p)
+                continue
             raise PairError(
                 f"site {name!r}: the guide draws values outside the model's support {p.support}: "
                 "give the guide a distribution on that support"
             )
+
+
+def _check_lenient(name: str, p: torch.distributions.Distribution) -> None:
+    """Raise if a prior would refuse to score the draws outside of its support."""
+    while isinstance(p, torch.distributions.Independent):
+        p = p.base_dist
+    if p._validate_args:
+        raise PairError(
+            f"site {name!r}: the guide, which has no weights, draws values outside the model's "
+            f"support {p.support}: make the prior with validate_args=False, so that it scores "
+            "them -inf, and leave it out of the loss (beta=0)"
+        )
 
 
 def _inside(p: torch.distributions.Distribution, value: Tensor) -> bool:

@@ -65,12 +65,15 @@ class SVI:
             that exists; a `pyro.optim` one is built once, over all parameters.
         loss: An objective, a Pyro ELBO, or a function of (model, guide, batch) summed over the
             batch.
+        critic_optim: Makes the optimizer of the loss's own parameters, as critics have them; as
+            `optim` by default. Both step after one backward pass, at the same parameters.
         groups: Optimizer options by name prefix, e.g. `{"guide.encoder": {"lr": 1e-4}}`; names are
-            those of `named_parameters()` with "model." or "guide." before, the longest prefix
-            wins.
+            those of `named_parameters()` with "model.", "guide." or "loss." before, the longest
+            prefix wins.
         scheduler: Makes the learning-rate scheduler from the optimizer; `fit` steps it every
             epoch.
-        clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit.
+        clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit;
+            critics have a norm of their own.
         clip_value: The largest absolute entry of the gradient.
 
     Raises:
@@ -96,6 +99,7 @@ class SVI:
         optim: Callable[..., Optimizer] | PyroOptim,
         loss: Loss,
         *,
+        critic_optim: Callable[..., Optimizer] | None = None,
         groups: Mapping[str, Mapping[str, object]] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
@@ -106,10 +110,13 @@ class SVI:
             optim, clips = _unwrap(optim)
             clip_norm = clips.get("clip_norm", clip_norm)
             clip_value = clips.get("clip_value", clip_value)
-        _require_maker(optim)
-        self._makers = optim, groups or {}, scheduler
+        _require_maker("optim", optim)
+        if critic_optim is not None:
+            _require_maker("critic_optim", critic_optim)
+        self._makers = optim, critic_optim or optim, groups or {}, scheduler
         self.parameters: dict[str, nn.Parameter] = {}
         self.optimizer: Optimizer | None = None  # until there are parameters
+        self.critic_optimizer: Optimizer | None = None  # of the loss's own parameters
         self.scheduler: LRScheduler | None = None
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.validate = True  # for the next step
@@ -143,15 +150,15 @@ class SVI:
     def step(self, *args: Batch, **kwargs) -> Tensor:
         """Move the parameters; return the loss in nats per datum: 0-d, detached, on device."""
         self.prepare(*args, **kwargs)
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizers = [o for o in (self.optimizer, self.critic_optimizer) if o is not None]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         with nullcontext() if self.validate else pyro.validation_enabled(False):
             loss = self._loss_per_datum(*args, **kwargs)
             loss.backward()
-        if self.clip_value is not None:
-            clip_grad_value_(self.parameters.values(), self.clip_value)
-        if self.clip_norm is not None:
-            clip_grad_norm_(self.parameters.values(), self.clip_norm)
-        self.optimizer.step()
+        for optimizer in optimizers:
+            self._clip([p for group in optimizer.param_groups for p in group["params"]])
+            optimizer.step()
         if isinstance(self.loss, Objective):
             self.loss.advance()
         self.validate = False
@@ -160,7 +167,7 @@ class SVI:
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
         """Return the loss in nats per datum, in evaluation mode; nothing is trained."""
         self.prepare(*args, **kwargs)
-        with evaluating(self.model, self.guide):
+        with evaluating(self.model, self.guide, self.loss):
             return self._loss_per_datum(*args, **kwargs)
 
     def evaluate_loss(self, *args: Batch, **kwargs) -> float:
@@ -195,19 +202,35 @@ class SVI:
     def _parts(self) -> dict[str, object]:
         sides = {"model": self.model, "guide": self.guide, "loss": self.loss}
         stateful = {name: m for name, side in sides.items() if (m := module_of(side)) is not None}
-        steppers = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        steppers = {
+            "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "scheduler": self.scheduler,
+        }
         return stateful | {name: part for name, part in steppers.items() if part is not None}
 
     def _build(self) -> None:
-        optim, groups, scheduler = self._makers
-        self.parameters = dict(_named_parameters(self.model, self.guide))
-        if not self.parameters:
+        optim, critic_optim, groups, scheduler = self._makers
+        pair = dict(_named_parameters(model=self.model, guide=self.guide))
+        critics = dict(_named_parameters(loss=self.loss))
+        if not pair:
             raise ValueError(
                 "there is nothing to train: neither model nor guide has parameters, as modules "
                 "have them; what pyro.param makes is not seen here"
             )
-        self.optimizer = _optimizer(optim, _grouped(self.parameters, groups))
+        self.parameters = pair | critics
+        of_critics = {prefix: o for prefix, o in groups.items() if _under("loss", prefix)}
+        of_pair = {prefix: o for prefix, o in groups.items() if prefix not in of_critics}
+        self.optimizer = _optimizer(optim, _grouped(pair, of_pair))
+        if critics or of_critics:
+            self.critic_optimizer = _optimizer(critic_optim, _grouped(critics, of_critics))
         self.scheduler = scheduler(self.optimizer) if scheduler else None
+
+    def _clip(self, parameters: list[nn.Parameter]) -> None:
+        if self.clip_value is not None:
+            clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is not None:
+            clip_grad_norm_(parameters, self.clip_norm)
 
     def _loss_per_datum(self, *args: Batch, **kwargs) -> Tensor:
         size = batch_size(args[0]) if args else 1
@@ -315,10 +338,11 @@ def _awaits_data(model: Model, guide: Guide) -> bool:
     )
 
 
-def _named_parameters(model: Model, guide: Guide) -> Iterator[tuple[str, nn.Parameter]]:
+def _named_parameters(**sides: Callable) -> Iterator[tuple[str, nn.Parameter]]:
     seen = set()
-    for prefix, side in (("model", module_of(model)), ("guide", module_of(guide))):
-        for name, parameter in side.named_parameters() if side is not None else ():
+    for prefix, side in sides.items():
+        module = module_of(side)
+        for name, parameter in module.named_parameters() if module is not None else ():
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 yield f"{prefix}.{name}", parameter
@@ -330,7 +354,7 @@ def _grouped(
     """Return torch's parameter groups, one per prefix that has parameters, the rest first."""
     members: dict[str, list] = {"": [], **{prefix: [] for prefix in groups}}
     for name, parameter in parameters.items():
-        matching = [prefix for prefix in groups if f"{name}.".startswith(f"{prefix.rstrip('.')}.")]
+        matching = [prefix for prefix in groups if _under(prefix, name)]
         members[max(matching, key=len, default="")].append((name, parameter))
     if empty := [prefix for prefix in groups if not members[prefix]]:
         raise ValueError(
@@ -342,11 +366,16 @@ def _grouped(
     ]
 
 
-def _require_maker(optim: object) -> None:
+def _under(prefix: str, name: str) -> bool:
+    """Return whether a dotted name begins with a prefix of whole words."""
+    return f"{name}.".startswith(f"{prefix.rstrip('.')}.")
+
+
+def _require_maker(argument: str, optim: object) -> None:
     if isinstance(optim, Optimizer) or not callable(optim):
         raise TypeError(
-            f"optim must make the optimizer, such as partial(torch.optim.Adam, lr=1e-3), but is "
-            f"{type(optim).__name__}"
+            f"{argument} must make the optimizer, such as partial(torch.optim.Adam, lr=1e-3), but "
+            f"is {type(optim).__name__}"
         )
 
 

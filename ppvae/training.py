@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from ppvae import checkpoints
-from ppvae.batches import Batches
+from ppvae.batches import DEFAULT_BATCH_SIZE, Batches
 from ppvae.failures import Snapshot, explain
-from ppvae.objectives import IWELBO, Objective, log_mean_exp
+from ppvae.objectives import IWELBO, Objective, PenalizedELBO, log_mean_exp
 from ppvae.pairing import PairError, check_pair
 from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
@@ -34,8 +34,9 @@ class History:
     """What training recorded: one row per epoch, in nats per datum.
 
     Columns: `epoch`, `loss`, the terms that the objective names, `validation_elbo` where asked for
-    (with `validation_bound`, the importance-weighted one, under `IWELBO`; only `validation_loss`
-    for a guide without a density), and `seconds`.
+    (with `validation_bound`, the importance-weighted one, under `IWELBO`; with `validation_loss`,
+    the objective's own, under penalties, which the ELBO leaves out; only that for a guide without
+    a density), and `seconds`.
 
     Example:
         >>> history = History([{"epoch": 1, "loss": 3.0, "seconds": 0.1}])
@@ -107,8 +108,8 @@ def fit(
             random numbers every epoch, without touching those of training.
         batch_size: Of the minibatches, where `data` is a whole set; 128, or N where that is less.
         patience: Stop after this many epochs without a better validation ELBO (bound under
-            `IWELBO`, training loss without `validation`), and go back to the best epoch: weights,
-            optimizer and schedules together.
+            `IWELBO`, loss under penalties, training loss without `validation`), and go back to the
+            best epoch: weights, optimizer and schedules together.
         checkpoint: A folder for the run: its last and its best checkpoint, and `history.jsonl`.
         resume: Whether to go on from the last checkpoint, if there is one.
         callbacks: Functions of (svi, history), called after each epoch.
@@ -162,7 +163,7 @@ def fit(
             start = time.perf_counter()
             record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=first)}
             if held_out is not None:
-                record |= _validate(svi, held_out)
+                record |= _validate(svi, held_out, batches)
             record["seconds"] = time.perf_counter() - start
             history.records.append(record)
             _advance_scheduler(svi, record)
@@ -242,10 +243,11 @@ def _sampler(batches: Iterable[Batch]) -> dict[str, int]:
 
 def _score(record: Mapping[str, float]) -> float:
     """Return what a better epoch has more of."""
-    for bound in ("validation_bound", "validation_elbo"):
-        if bound in record:
-            return record[bound]
-    return -record.get("validation_loss", record["loss"])
+    if "validation_bound" in record:
+        return record["validation_bound"]
+    if "validation_loss" in record:  # what is trained is not what the ELBO measures
+        return -record["validation_loss"]
+    return record.get("validation_elbo", -record["loss"])
 
 
 def _best_epoch(history: History, began: int) -> int:
@@ -321,9 +323,8 @@ def _require_finite_parameters(svi: SVI, batches: Iterable[Batch], start: Snapsh
 
 def _check_validation(svi: SVI, held_out: Batch) -> None:
     """Say what is wrong with validation data before an epoch is spent."""
-    whole = any(isinstance(part, AutoGuide) for part in modules_of(svi.guide))
     size = number_of_data(held_out)
-    step = size if whole else 2**12
+    step = size if _takes_all_data(svi) else 2**12
     try:
         for start in range(0, size, step):
             check_pair(svi.model, svi.guide, rows_of(held_out, start, step))
@@ -331,7 +332,13 @@ def _check_validation(svi: SVI, held_out: Batch) -> None:
         raise PairError(f"validation: {error}") from error
 
 
-def _validate(svi: SVI, held_out: Batch) -> dict[str, float]:
+def _takes_all_data(svi: SVI) -> bool:
+    return any(isinstance(part, AutoGuide) for part in modules_of(svi.guide))
+
+
+def _validate(svi: SVI, held_out: Batch, batches: Iterable[Batch]) -> dict[str, float]:
+    size = batches.batch_size if isinstance(batches, Batches) else DEFAULT_BATCH_SIZE
+    penalized = isinstance(svi.loss, PenalizedELBO) and bool(svi.loss.penalty_names)
     with forked_streams():
         torch.manual_seed(0)  # common random numbers: epochs differ by their weights alone
         try:
@@ -339,9 +346,21 @@ def _validate(svi: SVI, held_out: Batch) -> dict[str, float]:
                 log_w = log_weights(svi.model, svi.guide, held_out, svi.loss.num_particles)
                 bound = float(log_mean_exp(log_w).mean())
                 return {"validation_elbo": float(log_w.mean()), "validation_bound": bound}
-            return {"validation_elbo": float(elbo_per_datum(svi.model, svi.guide, held_out))}
+            record = {"validation_elbo": float(elbo_per_datum(svi.model, svi.guide, held_out))}
         except WeightlessError:
-            return {"validation_loss": float(svi.evaluate(held_out))}
+            return {"validation_loss": _held_out_loss(svi, held_out, size)}
+        if penalized:
+            record["validation_loss"] = _held_out_loss(svi, held_out, size)
+        return record
+
+
+def _held_out_loss(svi: SVI, held_out: Batch, size: int) -> float:
+    """Return the loss over whole batches of the training's size: penalties depend on it."""
+    total = number_of_data(held_out)
+    size = total if _takes_all_data(svi) else min(size, total)
+    starts = range(0, total - size + 1, size)
+    losses = [svi.evaluate(rows_of(held_out, start, size)) for start in starts]
+    return float(torch.stack(losses).mean())
 
 
 def _advance_scheduler(svi: SVI, record: dict[str, float]) -> None:

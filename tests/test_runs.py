@@ -211,7 +211,7 @@ def test_unknown_recipe_lists_the_known_ones(ppvae_command, tmp_path):
     code, _, err = ppvae_command("train", "vea", "--out", tmp_path)
     assert code == 2
     assert all(name in err for name in RECIPES)
-    with pytest.raises(ValueError, match="unknown recipe 'vea': choose one of betavae"):
+    with pytest.raises(ValueError, match="unknown recipe 'vea': choose one of aae, betavae"):
         runs.train(runs.Settings("vea", {}, {"name": "digits"}), tmp_path, epochs=1)
 
 

@@ -83,14 +83,15 @@ def test_log_weights_in_chunks_keep_their_shape(pair):
 
 @pytest.mark.parametrize("pair", named(p for p in PAIRS if not p.density))
 def test_a_guide_without_a_density_has_no_weights(pair):
-    """And whatever needs weights says so."""
+    """And whatever needs weights says so, and why."""
     model, guide = pair.make()
     for judge in (
         lambda: log_weights(model, guide, pair.batch, 4),
         lambda: aggregate_posterior(model, guide, pair.batch),
         lambda: compare({"point": guide}, model, pair.batch),
     ):
-        with pytest.raises(WeightlessError, match=r"site 'z' has no importance weights: .*Delta"):
+        message = r"site 'z' has no importance weights: .*(Delta|leave)"
+        with pytest.raises(WeightlessError, match=message):
             judge()
 
 
@@ -157,8 +158,8 @@ def test_the_same_seed_gives_the_same_loss(pair, goal):
 def test_a_batch_of_the_least_size_trains(pair, goal):
     """One datum, where the modules can."""
     svi = train(*pair.make(), goal.make())
-    assert svi.step(pair.batch[: pair.least]).isfinite()
-    assert svi.evaluate(pair.batch[:1]).isfinite()
+    assert svi.step(pair.batch[: max(pair.least, goal.least)]).isfinite()
+    assert svi.evaluate(pair.batch[: goal.least]).isfinite()
 
 
 @each_cross

@@ -15,10 +15,19 @@ from torch import nn
 from torch.optim import Adam
 
 from ppvae import SVI
-from ppvae.guides import Exact, Flow, FullRank, GaussianMixture, Normal
+from ppvae.divergences import Critic, mmd, mmd_gaussian
+from ppvae.guides import Epanechnikov, Exact, Flow, FullRank, GaussianMixture, Normal
 from ppvae.models import VAE, LinearGaussian
 from ppvae.networks import MLP, ConvDecoder, ConvEncoder
-from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO, warmup
+from ppvae.objectives import (
+    IWELBO,
+    BetaELBO,
+    InfoELBO,
+    MixtureELBO,
+    PenalizedELBO,
+    ReconstructionCritic,
+    warmup,
+)
 from ppvae.weights import latent_sites
 
 
@@ -33,10 +42,18 @@ class Pair:
     given: bool = False  # the guide receives the model
     latent: str = "z"  # the site the diagnostics look at
     density: bool = True  # the guide's draws have weights
+    unmarked: bool = True  # no site says that it has none
     pathwise: bool = True  # every latent has pathwise gradients
     steady: bool = True  # the guide has no dropout: run twice, it is the same
     factorized: bool = False  # guide and prior factorize, and their KL is registered
+    moments: bool = True  # z has a Normal prior, and a posterior with mean and variance
+    gaussian: bool = False  # z has a factorized Normal prior and posterior
     least: int = 1  # the smallest batch that trains
+
+    @property
+    def pooled(self):
+        """Whether a divergence of all data's z reaches the guide."""
+        return self.latent == "z" and self.pathwise
 
     def make(self, seed=0):
         """Return a fresh model and guide."""
@@ -54,6 +71,7 @@ class Goal:
     needs: tuple[str, ...] = ()  # of Pair's flags
     refusal: str = ""  # what is said where they are missing
     prior: bool = True  # whether p(z) matters
+    least: int = 1  # the smallest batch it takes
 
     def suits(self, pair):
         """Return whether the pair has what the objective needs."""
@@ -88,6 +106,12 @@ def counts(*shape):
 
 
 # Models
+
+
+def box(width, **kwargs):
+    """The prior U(-B/2, B/2) of two latents."""
+    half = torch.full((2,), width / 2)
+    return dist.Uniform(-half, half, **kwargs).to_event(1)
 
 
 def vae(**kwargs):
@@ -200,6 +224,17 @@ class Noisy(nn.Sequential):
         self.out_features = 16
 
 
+class Bare(nn.Module):
+    """A critic of any data, by their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1).mean(1, keepdim=True))
+
+
 def student(h):
     """A likelihood of our own."""
     return dist.StudentT(4.0, h, 1.0)
@@ -215,9 +250,16 @@ GUIDES = {
 }
 
 
+def epanechnikov(variant):
+    """The guide of compact support."""
+    return lambda: Epanechnikov(encoder(), latent_dim=2, variant=variant)
+
+
 def _row(name, guide="normal", *, model=vae, batch=None, features=8, **flags):
     batch = binary(5, 8) if batch is None else batch
     flags.setdefault("factorized", guide == "normal")
+    flags.setdefault("moments", guide != "flow")
+    flags.setdefault("gaussian", guide == "normal" and flags["moments"])
     return Pair(name, model, lambda: GUIDES[guide](encoder(features)), batch, **flags)
 
 
@@ -231,6 +273,7 @@ PAIRS = [
     _row(
         "vae-laplace-prior",
         model=lambda: vae(prior=dist.Laplace(torch.zeros(2), 1.0).to_event(1)),
+        moments=False,
     ),
     Pair(
         "vae-convolutions",
@@ -238,6 +281,7 @@ PAIRS = [
         lambda: Normal(ConvEncoder((1, 8, 8), 16, channels=(4, 4)), latent_dim=2),
         batch=binary(5, 1, 8, 8),
         factorized=True,
+        gaussian=True,
     ),
     Pair(
         "vae-batch-norm-dropout",
@@ -246,13 +290,49 @@ PAIRS = [
         batch=binary(5, 8),
         steady=False,
         factorized=True,
+        gaussian=True,
         least=2,
     ),
     *(_row(f"linear-{n}", n, model=linear, batch=real(5, 3), features=3) for n in GUIDES),
     Pair("linear-exact", linear, Exact, batch=real(5, 3), given=True),
-    Pair("vae-point", vae, Point, batch=binary(5, 8), density=False),
-    Pair("ladder", Ladder, LadderGuide, batch=binary(5, 8), latent="z_1", factorized=True),
-    Pair("bits", Bits, BitsGuide, batch=binary(5, 8), pathwise=False, factorized=True),
+    Pair("vae-point", vae, Point, batch=binary(5, 8), density=False, moments=False),
+    Pair("vae-epanechnikov", vae, epanechnikov("normal"), batch=binary(5, 8), factorized=True),
+    Pair(
+        "vae-epanechnikov-box",
+        lambda: vae(prior=box(12**0.5)),
+        epanechnikov("box"),
+        batch=binary(5, 8),
+        factorized=True,
+        moments=False,
+    ),
+    Pair("vae-epanechnikov-smooth", vae, epanechnikov("smooth"), batch=binary(5, 8)),
+    Pair(
+        "vae-epanechnikov-paper",
+        vae,
+        epanechnikov("paper"),
+        batch=binary(5, 8),
+        density=False,
+        unmarked=False,
+        moments=False,
+    ),
+    Pair(
+        "ladder",
+        Ladder,
+        LadderGuide,
+        batch=binary(5, 8),
+        latent="z_1",
+        factorized=True,
+        moments=False,
+    ),
+    Pair(
+        "bits",
+        Bits,
+        BitsGuide,
+        batch=binary(5, 8),
+        pathwise=False,
+        factorized=True,
+        moments=False,
+    ),
 ]
 
 
@@ -267,8 +347,13 @@ def particles(count, elbo=Trace_ELBO):
     return elbo(num_particles=count, vectorize_particles=True, max_plate_nesting=1)
 
 
-_TWICE = ("pathwise", "steady")
-_REFUSE_TWICE = "pathwise gradients|dropout"
+_WEIGHED = ("unmarked",)
+_MOMENTS = ("moments",)
+_REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no importance weights"
+_POOLED = ("pooled",)
+_REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
+_TWICE = ("pathwise", "steady", "unmarked")
+_REFUSE_TWICE = "pathwise gradients|dropout|no importance weights"
 
 GOALS = [
     Goal("elbo", Trace_ELBO),
@@ -278,12 +363,46 @@ GOALS = [
     Goal("beta-0", lambda: BetaELBO(beta=0.0), prior=False),
     Goal("free-bits", lambda: BetaELBO(free_bits=1e-4), ("factorized",), "dependent|no KL"),
     Goal("warm-up", lambda: BetaELBO(beta=warmup(4, start=0.5), num_particles=3)),
-    Goal("iwae", lambda: IWELBO(4)),
+    Goal("iwae", lambda: IWELBO(4), _WEIGHED, "no importance weights"),
     Goal("dreg", lambda: IWELBO(4, estimator="dreg"), _TWICE, _REFUSE_TWICE),
     Goal("stl", lambda: IWELBO(4, estimator="stl"), _TWICE, _REFUSE_TWICE),
-    Goal("renyi", lambda: RenyiELBO(alpha=0.5, num_particles=4)),
-    Goal("renyi-of-ours", lambda: IWELBO(4, alpha=0.5)),
+    Goal(
+        "renyi",
+        lambda: RenyiELBO(alpha=0.5, num_particles=4),
+        _WEIGHED,
+        "no importance weights",
+    ),
+    Goal("renyi-of-ours", lambda: IWELBO(4, alpha=0.5), _WEIGHED, "no importance weights"),
     Goal("penalized", lambda: PenalizedELBO(beta=2.0, squared=squared)),
+    Goal("gamix", MixtureELBO, _MOMENTS, _REFUSE_MOMENTS),
+    Goal(
+        "gamix-means",
+        lambda: MixtureELBO(moments="means", num_particles=3),
+        _MOMENTS,
+        _REFUSE_MOMENTS,
+        least=2,
+    ),
+    Goal(
+        "gamix-mixture",
+        lambda: MixtureELBO(moments="mixture", num_particles=3),
+        _MOMENTS,
+        _REFUSE_MOMENTS,
+    ),
+    Goal("info", lambda: InfoELBO(alpha=0.5, lam=2.0), _POOLED, _REFUSE_POOLED, least=2),
+    Goal(
+        "mmd-vae",
+        lambda: InfoELBO(1.0, 10.0, partial(mmd, kernel="imq", estimator="v"), num_particles=3),
+        _POOLED,
+        _REFUSE_POOLED,
+    ),
+    Goal(
+        "mmd-gaussian",
+        lambda: InfoELBO(lam=5.0, divergence=mmd_gaussian),
+        ("gaussian",),
+        f"factorized Normals|{_REFUSE_POOLED}",
+    ),
+    Goal("aae", lambda: InfoELBO(1.0, 1.0, Critic(MLP(2, 8, 1))), _POOLED, _REFUSE_POOLED),
+    Goal("critic", lambda: PenalizedELBO(critic=ReconstructionCritic(Bare()))),
 ]
 
 

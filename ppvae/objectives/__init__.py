@@ -7,6 +7,24 @@ that what is scheduled or learned in them moves, saves and loads.
 
 from ppvae.objectives.base import Objective, Terms
 from ppvae.objectives.beta import BetaELBO, PenalizedELBO, warmup
+from ppvae.objectives.critics import ReconstructionCritic
 from ppvae.objectives.importance import IWELBO, log_mean_exp
+from ppvae.objectives.info import InfoELBO
+from ppvae.objectives.mixture import MixtureELBO, individual_penalty, population_penalty
+from ppvae.objectives.penalties import RadiusPenalty
 
-__all__ = ["IWELBO", "BetaELBO", "Objective", "PenalizedELBO", "Terms", "log_mean_exp", "warmup"]
+__all__ = [
+    "IWELBO",
+    "BetaELBO",
+    "InfoELBO",
+    "MixtureELBO",
+    "Objective",
+    "PenalizedELBO",
+    "RadiusPenalty",
+    "ReconstructionCritic",
+    "Terms",
+    "individual_penalty",
+    "log_mean_exp",
+    "population_penalty",
+    "warmup",
+]

@@ -110,7 +110,9 @@ class PenalizedELBO(BetaELBO):
     Args:
         beta: As in `BetaELBO`.
         **penalties: Functions or modules of (model_trace, guide_trace) that return a 0-d tensor,
-            in nats per datum, already weighted. Options of `BetaELBO` go by their own names.
+            in nats per datum, already weighted. Those that are modules move, save and train with
+            the objective, and what they leave in their attribute `record`, 0-d tensors by name,
+            is recorded too. Options of `BetaELBO` go by their own names.
 
     Raises:
         TypeError: If a penalty is not callable.
@@ -159,6 +161,7 @@ class PenalizedELBO(BetaELBO):
                     "over the batch, in nats per datum"
                 )
             self.record[name] = penalty.detach()
+            self.record |= getattr(function, "record", {})  # what a critic says of itself
             value = value - penalty
         return value
 

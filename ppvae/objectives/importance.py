@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ppvae.objectives.base import Objective, Terms
 from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
-from ppvae.weights import latent_sites
+from ppvae.weights import latent_sites, refuse_marked
 
 __all__ = ["IWELBO", "log_mean_exp"]
 
@@ -36,6 +36,7 @@ class IWELBO(Objective):
     Raises:
         ValueError: If `estimator` or `alpha` is unknown, or they do not go together; on the first
             loss, if "dreg" or "stl" meets a site without pathwise gradients, or dropout.
+        WeightlessError: On the first loss, if a site of the guide says that it has no weights.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
@@ -65,6 +66,7 @@ class IWELBO(Objective):
 
     def objective(self, terms: Terms) -> Tensor:
         """Return the bound; its gradient is the estimator's."""
+        refuse_marked(terms.guide_trace)
         log_w = terms.log_weight
         bound = log_mean_exp((1 - self.alpha) * log_w) / (1 - self.alpha)
         self._record(log_likelihood=terms.log_likelihood, kl=terms.log_guide - terms.log_prior)

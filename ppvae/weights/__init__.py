@@ -19,6 +19,7 @@ from ppvae.weights.traces import (
     log_prob_of,
     particles,
     per_datum,
+    refuse_marked,
     refuse_weightless,
     trace_pair,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "particles",
     "per_datum",
     "plan_of",
+    "refuse_marked",
     "refuse_weightless",
     "trace_pair",
     "weigh",

@@ -22,6 +22,7 @@ __all__ = [
     "log_prob_of",
     "particles",
     "per_datum",
+    "refuse_marked",
     "refuse_weightless",
     "sample_sites",
     "trace_pair",
@@ -147,17 +148,30 @@ def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
         WeightlessError: For a `Delta` that no auxiliary site stands behind, and for a site marked
             `infer={"weightless": reason}`.
     """
+    refuse_marked(guide_trace)
     sites = sample_sites(guide_trace)
     transported = any(site["infer"].get("is_auxiliary") for site in sites.values())
     for name, site in sites.items():
-        reason = site["infer"].get("weightless")
-        point = name in points or (is_delta(site["fn"]) and not transported)
-        if reason or point:
-            raise WeightlessError(
-                f"the guide's site {name!r} has no importance weights: "
-                f"{reason or 'it is a point (Delta), not a density'}. Judge the model by another "
-                "guide, such as Normal, fitted to it afterwards"
-            )
+        if name in points or (is_delta(site["fn"]) and not transported):
+            raise _weightless(name, "it is a point (Delta), not a density")
+
+
+def refuse_marked(guide_trace: Trace) -> None:
+    """Raise if a site of the guide's trace says that its draws have no weights.
+
+    Raises:
+        WeightlessError: For a site marked `infer={"weightless": reason}`.
+    """
+    for name, site in sample_sites(guide_trace).items():
+        if reason := site["infer"].get("weightless"):
+            raise _weightless(name, reason)
+
+
+def _weightless(name: str, reason: str) -> WeightlessError:
+    return WeightlessError(
+        f"the guide's site {name!r} has no importance weights: {reason}. Judge the model by "
+        "another guide, such as Normal, fitted to it afterwards"
+    )
 
 
 def is_delta(fn: dist.TorchDistribution) -> bool:
