@@ -18,13 +18,14 @@ from torch import nn
 from torch.distributions import kl_divergence
 from zoo import PAIRS, named, train
 
-from ppvae import SVI, fit
+from ppvae import SVI, fit, plots
 from ppvae.divergences import Critic, mmd, mmd_gaussian, stein, svgd
 from ppvae.guides import Normal
 from ppvae.likelihoods import normal_with_scale
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.objectives import BetaELBO, InfoELBO, MixtureELBO
+from ppvae.recipes import aae, infovae, mmdvae
 from ppvae.weights import trace_pair
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
@@ -524,7 +525,9 @@ def test_pairs_that_do_not_fit_are_refused(pair, divergence, size, kind, message
     """On the first loss, naming the mend."""
     model, guide = BY_NAME[pair].make()
     with pytest.raises(kind, match=message):
-        InfoELBO(0.0, 2.0, divergence).loss(model, guide, BY_NAME[pair].batch[:size])
+        InfoELBO(0.0, 2.0, divergence).differentiable_loss(
+            model, guide, BY_NAME[pair].batch[:size]
+        )
 
 
 def test_another_site_and_further_penalties():
@@ -533,3 +536,33 @@ def test_another_site_and_further_penalties():
     loss = InfoELBO(0.0, 2.0, site="z_2", own=lambda model_trace, guide_trace: torch.tensor(3.0))
     assert train(*pair.make(), loss).step(pair.batch).isfinite()
     assert loss.record["own"] == 3 and loss.record["aggregate"].isfinite()
+
+
+def test_a_scale_per_element_is_its_formula():
+    """Both halves of the decoder's output, the floor, and every constant."""
+    h = torch.tensor([0.3, -2.0, 1.0, -9.0]).double()
+    p = normal_with_scale(h, min_scale=0.05)
+    scale = [1 / (1 + math.exp(-1.0)), 0.05]
+    mean = [1 / (1 + math.exp(-0.3)), 1 / (1 + math.exp(2.0))]
+    values = norm.logpdf([0.4, 0.1], mean, scale)
+    assert p.log_prob(torch.tensor([0.4, 0.1]).double()).tolist() == pytest.approx(values.tolist())
+    assert torch.equal(normal_with_scale(h, mean=nn.Identity()).mean, h[:2])
+
+
+def test_the_recipes_are_points_of_the_family():
+    """Their weights, what they own, and a step of each."""
+    x = torch.rand(6, 64).round()
+    for recipe, alpha, weight in ((infovae, 0.0, 1000 - 1), (mmdvae, 1.0, 1000), (aae, 1.0, 1)):
+        svi = recipe(64, hidden=(16,), device="cpu")
+        assert svi.loss.beta == 1 - alpha
+        assert svi.loss.penalty_functions[0].weight == weight
+        assert svi.step(x).isfinite()
+        assert any(name.startswith("loss.") for name in svi.parameters) is (recipe is aae)
+    with pytest.raises(ValueError, match="would be maximized"):
+        infovae(64, lam=0.5, hidden=(16,), device="cpu")
+
+
+def test_only_one_coordinate_is_drawn_as_densities():
+    """And more are refused, with where to look."""
+    with pytest.raises(ValueError, match=r"site 'z' has events of shape \(2,\).*aggregate_post"):
+        plots.aggregate_densities({"two": Normal(MLP(8, 4), latent_dim=2)}, torch.rand(3, 8))

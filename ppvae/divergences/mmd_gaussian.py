@@ -36,7 +36,8 @@ def mmd_gaussian(
         p: p(z), `Normal(a, b).to_event(1)`, one for all data, of the same event shape.
         bandwidth: g, in units of b, by default sqrt(d); "author" for 2 g^2 = d^2.
         estimator: "v" is exactly the squared MMD of the batch's mixture, mean_i q(z|x_i), and the
-            prior, never negative; "u" leaves out i = j, and is unbiased for all data's mixture.
+            prior, never negative, and pays for narrow posteriors, by up to 1/N; "u" leaves out
+            i = j, and is unbiased for the mixture over all data: for large weights.
 
     Raises:
         TypeError: If q or p is not a factorized Normal, naming what it is.

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -73,14 +72,14 @@ def penalty_noise(
     """
     height = 0.34 * max(len(noise), len(cost)) + 1.3
     figure, (left, right) = new_figure(1, 2, width=9, height=height)
-    places = np.arange(len(noise))
-    for offset, index, label in ((-0.19, 0, "mean"), (0.19, 1, "s.d. over batches")):
+    for place, pair in enumerate(noise.values()):
+        left.plot(pair, [place, place], color=MUTED, linewidth=1, zorder=0)
+    for index, label in enumerate(("mean", "s.d. over batches")):
         values = [pair[index] for pair in noise.values()]
-        left.barh(places + offset, values, 0.38, color=COLORS[index], label=label)
-    left.set(
-        xscale="log", xlabel="norm (nats per parameter unit)", title="gradient of the penalty"
-    )
-    left.legend(frameon=False, fontsize=8)
+        left.scatter(values, range(len(noise)), color=COLORS[index], s=28, label=label)
+    left.set(xlabel="norm (nats per parameter unit)", title="gradient of the penalty")
+    left.set_xlim(left=0)
+    left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     values = [pair[0] for pair in cost.values()]
     right.scatter(values, range(len(cost)), color=COLORS[2], s=28)
     for place, (value, spread) in enumerate(cost.values()):

@@ -1,5 +1,7 @@
 """The VAEs whose aggregate posterior is held to the prior: InfoVAE, MMD-VAE, adversarial."""
 
+from functools import partial
+
 from ppvae.divergences import Critic, mmd, mmd_gaussian
 from ppvae.guides import Normal
 from ppvae.networks import MLP
@@ -24,7 +26,7 @@ def infovae(
 
     alpha = 0 and lam = 1000 are the paper's on MNIST, 5 latents its figure 2's, 1e-4 its code's
     learning rate, with batches of 200; its networks are convolutional, these are not, and its
-    discrepancy is sampled. A sampled one of batches of 100 is mostly noise at lam = 1000.
+    discrepancy is sampled: mostly noise at lam = 1000, in batches of 100. No batch may be of one.
 
     Args:
         features: The number of elements of one datum, which the data hold flat.
@@ -43,7 +45,7 @@ def infovae(
         ('aggregate',)
     """
     kwargs |= {"latent_dim": latent_dim, "learning_rate": learning_rate}
-    loss = InfoELBO(alpha, lam, mmd if sampled else mmd_gaussian)
+    loss = InfoELBO(alpha, lam, mmd if sampled else partial(mmd_gaussian, estimator="u"))
     return pair(Normal, loss, features, **kwargs)
 
 
@@ -90,9 +92,8 @@ def aae(
 ) -> SVI:
     """The adversarial autoencoder: a critic of codes in the place of the KL, alpha = 1.
 
-    Critics of two layers of 1,000 ReLU units and 8 latents are the paper's on MNIST; its prior is
-    wider than N(0, I), and its optimizer SGD, a step for each side in turn; here one backward pass
-    moves both by Adam.
+    The sizes are ours, after the paper's large critics; its steps alternate between the sides,
+    where one backward pass moves both here.
 
     Args:
         features: The number of elements of one datum, which the data hold flat.
@@ -102,7 +103,7 @@ def aae(
         **kwargs: As in `pair`.
 
     References:
-        Makhzani et al. (2015), Adversarial Autoencoders, arXiv:1511.05644, appendix A.
+        Makhzani et al. (2015), Adversarial Autoencoders, arXiv:1511.05644.
 
     Example:
         >>> aae(64, hidden=(16,), critic_hidden=(16,), device="cpu").loss.penalty_names

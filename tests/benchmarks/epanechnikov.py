@@ -126,7 +126,9 @@ def prepared(name: str, root: Path, out: Path, scale: float) -> tuple[Tensor, Te
     classifier = extractor(split.train, split.train_labels, out / f"{name}.classifier.pt")
     path = out / f"{name}.data.json"
     if not path.exists():
-        half = frechet_distance(split.test[:5000], split.test[5000:], classifier).value
+        order = torch.randperm(len(split.test), generator=torch.Generator().manual_seed(0))
+        halves = split.test[order].chunk(2)
+        half = frechet_distance(*halves, classifier).value
         facts = {"sharpness": sharpness(split.test), "accuracy": classifier.accuracy}
         path.write_text(json.dumps({**facts, "fid_r_of_halves": half}, indent=2))
     return split.train[: int(20_000 * scale)], split.test, classifier
