@@ -135,6 +135,18 @@ def test_the_mixture_itself_by_draws():
     assert abs(draws.mean() - mixture_kl(*SECOND)) < 5 * error
 
 
+def test_the_mixture_in_blocks_is_the_same(monkeypatch):
+    """Value and gradient, however little memory."""
+    found = []
+    for block in (10**6, 20):
+        monkeypatch.setattr("ppvae.objectives.mixture.BLOCK", block)
+        mean, variance = (t.requires_grad_() for t in random_moments(0))
+        pyro.set_rng_seed(0)
+        value = population_penalty(moments="mixture")(*traces(mean, variance))
+        found.append((value, *torch.autograd.grad(value, (mean, variance))))
+    torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=0)
+
+
 def test_the_mixture_s_kl_falls_with_the_batch():
     """From avgKL at B = 1 to the whole set's at B = N, by convexity (brute force over batches)."""
     from itertools import combinations

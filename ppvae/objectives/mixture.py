@@ -1,11 +1,14 @@
 """The posterior of a whole batch as one mixture, pulled to the prior by its moments."""
 
 import math
+from functools import partial
 from typing import Literal
 
+import torch
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
+from torch.utils.checkpoint import checkpoint
 
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.divergences.normals import prior_moments
@@ -16,6 +19,9 @@ __all__ = ["MixtureELBO", "individual_penalty", "population_penalty"]
 
 Moments = Literal["total", "means", "mixture"]
 FLOOR = 1e-6  # under the logarithm of the means' variance, which may be 0
+BLOCK = (
+    2**22
+)  # elements of densities (N, N, D) held at a time; more are computed again for backward
 
 
 class MixtureELBO(PenalizedELBO):
@@ -35,8 +41,8 @@ class MixtureELBO(PenalizedELBO):
         population: The weight of L_pop.
         moments: "total": S as above, so that draws of the prior look like the aggregate. "means":
             V in place of S, as in the official code: no coordinate can die, and the aggregate is
-            wider than the prior. "mixture": KL(1/N sum_n q(z|x_n) || p(z)) by draws, no moments,
-            O(N^2 D).
+            wider than the prior. "mixture": KL(1/N sum_n q(z|x_n) || p(z)) by draws, no moments;
+            O(N^2 D) in time, in blocks of bounded memory.
         site: The latent.
         **kwargs: As in `PenalizedELBO`: further penalties, such as `ReconstructionCritic`, and
             `num_particles`.
@@ -151,8 +157,15 @@ def _barrier(ratio: Tensor) -> Tensor:
 def _mixture_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     """Return KL(1/N sum_j q_j || p) by the batch's own draws, z (..., N, D)."""
     points = z.movedim(-2, 0).unsqueeze(-2)  # (N, ..., 1, D), each against all q_j
-    points = points.expand(*points.shape[:-2], *z.shape[-2:])  # flows do not broadcast
-    aggregate = q.log_prob(points).logsumexp(-1) - math.log(z.shape[-2])  # (N, ...)
+
+    def log_mixture(some: Tensor) -> Tensor:
+        some = some.expand(*some.shape[:-2], *z.shape[-2:])  # flows do not broadcast
+        return q.log_prob(some).logsumexp(-1)  # (n, ...)
+
+    blocks = points.split(max(1, BLOCK // z.numel()))
+    again = partial(checkpoint, log_mixture, use_reentrant=False, preserve_rng_state=False)
+    summed = [(again if len(blocks) > 1 else log_mixture)(some) for some in blocks]
+    aggregate = torch.cat(summed) - math.log(z.shape[-2])  # (N, ...)
     return (aggregate.movedim(0, -1) - p.log_prob(z)).mean()
 
 

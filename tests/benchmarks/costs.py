@@ -119,7 +119,6 @@ def main(
     steps: int = 10,
     batch_size: int = 128,
     batches: tuple[int, ...] = (128, 512, 2048, 4096),
-    largest_mixture: int = 2048,
 ) -> None:
     """Measure and print the table.
 
@@ -128,7 +127,6 @@ def main(
         steps: Of each, each time.
         batch_size: For the times.
         batches: The batch sizes for memory.
-        largest_mixture: The largest of them for the mixture's own KL, whose memory is O(B^2 D).
     """
     torch.set_num_threads(1)
     found = times(batch_size, rounds, steps)
@@ -137,8 +135,7 @@ def main(
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, row in ROWS.items():
         ratios = [a / b for a, b in zip(found[name], found["VAE"], strict=True)]
-        largest = largest_mixture if name.endswith("mixture") else row.largest
-        memory = [f"{peak_bytes(row, b) / 1e6:.1f}" if b <= largest else "" for b in batches]
+        memory = [f"{peak_bytes(row, b) / 1e6:.1f}" if b <= row.largest else "" for b in batches]
         cells = [*_middle(found[name], 2), *_middle(ratios, 2), *memory]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {platform.python_version()}"
