@@ -28,16 +28,18 @@ def load(
 ) -> Split:
     """Return a data set by name, split as its authors did.
 
-        name             train    validation   test     image
-        digits             1,438        -         359   (1, 8, 8)
-        mnist             60,000        -      10,000   (1, 28, 28)
-        fashion_mnist     60,000        -      10,000   (1, 28, 28)
-        binarized_mnist   50,000   10,000      10,000   (1, 28, 28)
-        omniglot          19,280        -      13,180   (1, 28, 28)
-        cifar10           50,000        -      10,000   (3, 32, 32)
-        svhn              73,257        -      26,032   (3, 32, 32)
-        celeba           162,770   19,867      19,962   (3, 64, 64)
-        frey               1,765        -         200   (1, 28, 20)
+        name                train    validation   test     image
+        digits                1,438        -         359   (1, 8, 8)
+        mnist                60,000        -      10,000   (1, 28, 28)
+        fashion_mnist        60,000        -      10,000   (1, 28, 28)
+        binarized_mnist      50,000   10,000      10,000   (1, 28, 28)
+        omniglot             19,280        -      13,180   (1, 28, 28)
+        cifar10              50,000        -      10,000   (3, 32, 32)
+        svhn                 73,257        -      26,032   (3, 32, 32)
+        celeba              162,770   19,867      19,962   (3, 64, 64)
+        frey                  1,765        -         200   (1, 28, 20)
+        olshausen_whitened    8,192        -       2,048   (1, 16, 16)
+        photographs           1,664        -         416   (1, 16, 16)
 
     The digits are scikit-learn's, split by seed. binarized_mnist is the fixed binarization that
     published likelihoods refer to; it has no labels, and its test part is ordered by class:
@@ -49,10 +51,15 @@ def load(
     is 1,965 consecutive frames of one face, without labels or official parts; the last 200 are the
     test part, since next to a frame drawn at random from the film lie near copies of it.
 
+    The last two are patches of whitened gray images, each of mean 0 and variance 1, and not in
+    [0, 1]: of ten natural scenes that their authors whitened, the last two for the test part, and
+    of scikit-learn's two photographs, whitened here, nothing downloaded: see `patches`, `whiten`.
+
     Args:
         name: One of `NAMES`.
         root: The folder of the data sets, in torchvision's layout; binarized_mnist is the one .npz
-            file in `root/binarized_mnist`, frey is `root/frey/freyfaces.npz`.
+            file in `root/binarized_mnist`, frey is `root/frey/freyfaces.npz`, olshausen_whitened
+            `root/olshausen_whitened/olshausen_images.npz`.
         download: Whether torchvision may fetch what is missing. Archives that are there are
             verified and unpacked without a network; the folder must then be writable.
         binarize: "none": pixels in [0, 1]; "threshold": 1 from 0.5 on; "fixed": one Bernoulli draw
@@ -76,6 +83,8 @@ def load(
     References:
         Larochelle, Murray (2011), The Neural Autoregressive Distribution Estimator
             (binarized_mnist).
+        Olshausen, Field (1996), Emergence of Simple-Cell Receptive Field Properties by Learning a
+            Sparse Code for Natural Images, Nature 381 (olshausen_whitened).
         Roweis, Saul (2000), Nonlinear Dimensionality Reduction by Locally Linear Embedding (frey).
         Hou et al. (2017), Deep Feature Consistent VAE, arXiv:1610.00291 (the crop of celeba).
 
@@ -90,6 +99,11 @@ def load(
     if name == "binarized_mnist" and binarize == "dynamic":
         raise ValueError(
             "binarized_mnist is binarized once and for all: load 'mnist' with binarize='dynamic'"
+        )
+    if name in readers.REAL_VALUED and binarize != "none":
+        raise ValueError(
+            f"{name} are real numbers of mean 0, which binarize={binarize!r} would take for "
+            "pixels: leave it out, and choose a Normal likelihood"
         )
     if name == "digits":
         parts = readers.digits(test_share=0.2, seed=seed)

@@ -10,17 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppvae.data.patches import patches
+from ppvae.data.patches import photographs as photograph_patches
+
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
-__all__ = ["NAMES", "OFFICIAL_VALIDATION", "Parts", "read"]
+__all__ = ["NAMES", "OFFICIAL_VALIDATION", "REAL_VALUED", "Parts", "read"]
 
 OFFICIAL_VALIDATION = ("binarized_mnist", "celeba")  # the other sets have no such part
+REAL_VALUED = ("olshausen_whitened", "photographs")  # not in [0, 1], so never binarized
 FREY_TEST = 200  # the end of the film
+OLSHAUSEN_TRAIN = 8  # of ten images
 
 
 class Parts(NamedTuple):
-    """The official parts of a data set: bytes, or floats in [0, 1], and labels."""
+    """The official parts of a data set: bytes, floats in [0, 1] or whitened, and labels."""
 
     train: Tensor
     test: Tensor
@@ -134,6 +139,27 @@ def _frey(root: Path, download: bool) -> Parts:
     return Parts(images[:-FREY_TEST], images[-FREY_TEST:])
 
 
+def _olshausen(root: Path, download: bool) -> Parts:
+    path = root / "olshausen_whitened" / "olshausen_images.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as packed:
+            images = torch.from_numpy(packed["images"]).float()
+        train, test = patches(images[:OLSHAUSEN_TRAIN]), patches(images[OLSHAUSEN_TRAIN:])
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, BadZipFile) as error:
+        told = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"olshausen_whitened is not at {str(path)!r} ({told}). Nothing downloads it: take the "
+            "ten whitened images of Olshausen and Field (IMAGES.mat of www.rctn.org/bruno/"
+            "sparsenet), and put them there by np.savez(path, images=images), images being "
+            "floats of shape (10, 512, 512)"
+        ) from error
+    return Parts(train, test)
+
+
+def _photographs(root: Path, download: bool) -> Parts:
+    return Parts(*photograph_patches())
+
+
 def _official(
     name: str, kind: str, root: Path, download: bool, *options: dict[str, object]
 ) -> "list[VisionDataset]":
@@ -182,6 +208,8 @@ READERS: dict[str, Callable[[Path, bool], Parts]] = {
     "svhn": _svhn,
     "celeba": _celeba,
     "frey": _frey,
+    "olshausen_whitened": _olshausen,
+    "photographs": _photographs,
 }
 
 NAMES = ("digits", *READERS)  # digits need no files, and are split by seed
