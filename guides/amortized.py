@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppvae.protocols import DATA_PLATE, Encoder
 
-__all__ = ["Amortized"]
+__all__ = ["Amortized", "activation_after"]
 
 
 class Amortized(nn.Module):
@@ -44,13 +44,8 @@ class Amortized(nn.Module):
         infer: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, Encoder):
-            raise TypeError(
-                f"the encoder {type(encoder).__name__} has no out_features, from which a guide "
-                "sizes its head: set encoder.out_features to the last axis of its output"
-            )
+        self.activation = activation_after(encoder, activation)
         self.encoder = encoder
-        self.activation = _activation_of(encoder) if activation is None else activation
         self.head = nn.Linear(encoder.out_features, head_features)
         self.posterior = posterior
         self.infer = dict(infer or {})
@@ -62,6 +57,23 @@ class Amortized(nn.Module):
             pyro.sample("z", self.posterior(h), infer=dict(self.infer))
 
 
-def _activation_of(encoder: Encoder) -> nn.Module:
+def activation_after(encoder: Encoder, activation: nn.Module | None = None) -> nn.Module:
+    """Return what a guide applies to features: what is given, or what the encoder has within.
+
+    Raises:
+        TypeError: If `encoder` is no encoder, for want of `out_features`.
+
+    Example:
+        >>> from ppvae.networks import MLP
+        >>> activation_after(MLP(8, 16, activation=nn.Tanh))
+        Tanh()
+    """
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            f"the encoder {type(encoder).__name__} has no out_features, from which a guide "
+            "sizes its head: set encoder.out_features to the last axis of its output"
+        )
+    if activation is not None:
+        return activation
     make = getattr(encoder, "activation", nn.ReLU)  # not every encoder has one to speak of
     return make if isinstance(make, nn.Module) else make()

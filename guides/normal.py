@@ -1,5 +1,6 @@
 """The guide of the plain VAE."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pyro.distributions as dist
@@ -21,6 +22,8 @@ class Normal(Amortized):
         encoder: Maps the batch x, `(N, ...)`, to features `(N, encoder.out_features)`.
         latent_dim: The size D of the latent.
         min_scale: The smallest s, in units of z.
+        scale: Makes s, less `min_scale`, of the head's outputs; `networks.bounded_exp` keeps it
+            within exp(+- 5.3).
         **kwargs: As in `Amortized`.
 
     Sites:
@@ -41,12 +44,21 @@ class Normal(Amortized):
     """
 
     def __init__(
-        self, encoder: Encoder, latent_dim: int, *, min_scale: float = 1e-4, **kwargs
+        self,
+        encoder: Encoder,
+        latent_dim: int,
+        *,
+        min_scale: float = 1e-4,
+        scale: Callable[[Tensor], Tensor] = softplus,
+        **kwargs,
     ) -> None:
-        super().__init__(encoder, partial(normal, min_scale=min_scale), 2 * latent_dim, **kwargs)
+        posterior = partial(normal, min_scale=min_scale, scale=scale)
+        super().__init__(encoder, posterior, 2 * latent_dim, **kwargs)
 
 
-def normal(h: Tensor, min_scale: float) -> dist.Independent:
+def normal(
+    h: Tensor, min_scale: float, scale: Callable[[Tensor], Tensor] = softplus
+) -> dist.Independent:
     """Return q(z|x), of batch shape (N,), from the head's outputs (N, 2 D)."""
-    loc, scale = h.chunk(2, dim=-1)  # (N, D) each
-    return dist.Normal(loc, softplus(scale) + min_scale).to_event(1)
+    loc, raw = h.chunk(2, dim=-1)  # (N, D) each
+    return dist.Normal(loc, scale(raw) + min_scale).to_event(1)

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -75,6 +75,8 @@ class SVI:
         clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit;
             critics have a norm of their own.
         clip_value: The largest absolute entry of the gradient.
+        callbacks: Functions of (svi, history) that belong to this training, such as a schedule of
+            `ppvae.callbacks`: `fit` calls them after each epoch, before its own.
 
     Raises:
         TypeError: If `optim` is an optimizer instead of a way to make one, or the loss has no
@@ -104,7 +106,9 @@ class SVI:
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        callbacks: Sequence[Callable] = (),
     ) -> None:
+        self.callbacks = tuple(callbacks)
         self.model, self.guide, self.loss = model, guide, _own(loss)
         if isinstance(optim, PyroOptim):
             optim, clips = _unwrap(optim)

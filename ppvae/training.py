@@ -112,7 +112,7 @@ def fit(
             best epoch: weights, optimizer and schedules together.
         checkpoint: A folder for the run: its last and its best checkpoint, and `history.jsonl`.
         resume: Whether to go on from the last checkpoint, if there is one.
-        callbacks: Functions of (svi, history), called after each epoch.
+        callbacks: Functions of (svi, history), called after each epoch, after those of `svi`.
         progress: Whether to show a bar, in a terminal or a notebook; a log file gets none.
 
     Returns:
@@ -167,7 +167,7 @@ def fit(
             record["seconds"] = time.perf_counter() - start
             history.records.append(record)
             _advance_scheduler(svi, record)
-            for callback in callbacks:
+            for callback in (*svi.callbacks, *callbacks):
                 callback(svi, history)
             improved = _best_epoch(history, began) == len(history)
             if improved and patience is not None:

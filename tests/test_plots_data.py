@@ -48,6 +48,10 @@ def drawings(judged):
             {n: population_moments(g, batch) for n, g in guides.items()}
         ),
         "rate_distortion": plots.rate_distortion({"beta": [("1", 3.0, 9.0), ("2", 2.0, 11.0)]}),
+        "dictionary": plots.dictionary(torch.randn(64, 10), order=torch.rand(10)),
+        "rate_histograms": plots.rate_histograms({"prior": torch.rand(20) + 0.1}),
+        "error_by_sparsity": plots.error_by_sparsity({"LCA": [("0.5", 0.8, 40.0)]}),
+        "relaxation": plots.relaxation(),
         "densities": plots.densities({"normal": torch.distributions.Normal(0.0, 1.0)}),
         "penalty_and_kl": plots.penalty_and_kl(),
         "codes_and_box": plots.codes_and_box(guides, batch, 0.1),
@@ -99,6 +103,73 @@ def test_curves_go_by_rate_and_each_run_has_its_label():
     assert axes.lines[-1].get_xy1() == (30.0, 95.0)  # the best sum
     low, high = axes.get_xlim()
     assert low < 14 and high > 40 and axes.get_ylim()[1] < 120
+
+
+def test_the_dictionary_is_sorted_and_scaled():
+    """The unit of the largest KL first, each at its own contrast, a pixel between them."""
+    weight = torch.arange(1.0, 25).reshape(4, 6) * torch.tensor([1.0, -1, 1, 1, 1, 1])
+    order = torch.tensor([0.1, 0.9, 0.0, 0.3, 0.2, 0.05])
+    (axes,) = plots.dictionary(weight, order=order, count=5, columns=3).axes
+    canvas = torch.tensor(axes.images[0].get_array().filled(float("nan")))
+    assert canvas.shape == (2 * 3 + 1, 3 * 3 + 1)
+    for place, unit in enumerate([1, 3, 4, 0, 5]):
+        top, left = place // 3 * 3 + 1, place % 3 * 3 + 1
+        atom = weight[:, unit].reshape(2, 2)
+        assert torch.allclose(canvas[top : top + 2, left : left + 2], atom / atom.abs().max())
+    assert canvas[4:6, 7:9].isnan().all()  # a sixth is not drawn
+    assert canvas[0].isnan().all() and canvas[:, 3].isnan().all()
+
+
+def test_rate_histograms_show_shares():
+    rates = {"prior": torch.tensor([0.01, 0.5, 0.5, 40.0]), "guide": torch.rand(7, 3) + 0.01}
+    (axes,) = plots.rate_histograms(rates, bins=8).axes
+    filled = axes.patches[0].get_path().vertices  # two of four in one bin
+    assert axes.get_xscale() == "log" and filled[:, 1].max() == 0.5
+    assert axes.lines[0].get_xdata()[0] == 0.5
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["prior", "guide"]
+
+
+def test_errors_go_by_sparsity_and_published_ones_are_hollow():
+    ours = {"LCA": [("1", 0.9, 60.0), ("0.5", 0.8, 40.0)], "P-VAE": [("1", 0.7, 90.0)]}
+    (axes,) = plots.error_by_sparsity(ours, {"LCA": [("", 0.92, 50.0)]}).axes
+    line, _, theirs = axes.lines
+    assert line.get_xydata().tolist() == [[0.8, 40.0], [0.9, 60.0]]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "1", "1", ""]
+    assert theirs.get_color() == line.get_color() and theirs.get_markerfacecolor() == "none"
+    assert theirs.get_label() == "LCA, published" and axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "temperature", "expected"),
+    [
+        ("cubic", 0.1, (1.0, 0.97429, 6.01)),
+        ("cubic", 1.0, (1.0, 0.74286, 0.686)),
+        ("sigmoid", 1.0, (1.31326, 0.58220, 0.358)),
+        ("sigmoid", 0.05, (1.0, 0.95, 3.344)),
+        ("linear", 0.5, (1.0, 0.83333, None)),
+    ],
+)
+def test_what_relaxing_does_is_that_of_the_moments(kernel, temperature, expected):
+    """Campbell's theorem: mean and variance per rate, and the noise of the gradient."""
+    panels = plots.relaxation([kernel], [temperature]).axes
+    for axes, value, error in zip(panels, expected, (1e-5, 1e-5, 2e-3), strict=True):
+        found = axes.lines[0].get_ydata()[0]
+        assert value is None or found == pytest.approx(value, abs=error)
+
+
+def test_dictionaries_and_rates_refuse_in_words():
+    with pytest.raises(ValueError, match="pass decoder.weight"):
+        plots.dictionary(torch.rand(3, 4, 4))
+    with pytest.raises(ValueError, match="each of the 10 units"):
+        plots.dictionary(torch.rand(16, 10), order=torch.rand(9))
+    with pytest.raises(ValueError, match=r"pass image=\(C, H, W\)"):
+        plots.dictionary(torch.rand(15, 10))
+    with pytest.raises(ValueError, match="image has 3 channels"):
+        plots.dictionary(torch.rand(12, 10), image=(3, 2, 2))
+    with pytest.raises(ValueError, match="rates of 'a' must be positive"):
+        plots.rate_histograms({"a": torch.zeros(3)})
+    with pytest.raises(ValueError, match="unknown kernel 'quartic'"):
+        plots.relaxation(["quartic"])
 
 
 def test_plots_refuse_in_words(judged):

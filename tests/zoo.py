@@ -16,13 +16,25 @@ from torch.optim import Adam
 
 from ppvae import SVI
 from ppvae.divergences import Critic, mmd, mmd_gaussian
-from ppvae.guides import Epanechnikov, Exact, Flow, FullRank, GaussianMixture, Normal
-from ppvae.models import VAE, LinearGaussian
+from ppvae.guides import (
+    Categorical,
+    Epanechnikov,
+    Exact,
+    Flow,
+    FullRank,
+    GaussianMixture,
+    IterativePoisson,
+    Laplace,
+    Normal,
+    Poisson,
+)
+from ppvae.models import VAE, LinearGaussian, PoissonVAE
 from ppvae.networks import MLP, ConvDecoder, ConvEncoder
 from ppvae.objectives import (
     IWELBO,
     BetaELBO,
     InfoELBO,
+    LinearELBO,
     MixtureELBO,
     PenalizedELBO,
     ReconstructionCritic,
@@ -44,6 +56,10 @@ class Pair:
     density: bool = True  # the guide's draws have weights
     unmarked: bool = True  # no site says that it has none
     pathwise: bool = True  # every latent has pathwise gradients
+    linear: bool = False  # a linear decoder, a Normal likelihood, a factorized guide
+    relaxed: bool = False  # in training only: evaluation makes exact, discrete draws
+    apart: bool = True  # the guide reads no parameter of the model
+    marginal: bool = True  # its density is known at given draws
     steady: bool = True  # the guide has no dropout: run twice, it is the same
     factorized: bool = False  # guide and prior factorize, and their KL is registered
     moments: bool = True  # z has a Normal prior, and a posterior with mean and variance
@@ -71,6 +87,7 @@ class Goal:
     needs: tuple[str, ...] = ()  # of Pair's flags
     refusal: str = ""  # what is said where they are missing
     prior: bool = True  # whether p(z) matters
+    draws: bool = True  # whether it depends on them
     least: int = 1  # the smallest batch it takes
 
     def suits(self, pair):
@@ -263,9 +280,29 @@ def _row(name, guide="normal", *, model=vae, batch=None, features=8, **flags):
     return Pair(name, model, lambda: GUIDES[guide](encoder(features)), batch, **flags)
 
 
+def _poisson(name, gradient="relaxed", **flags):
+    return Pair(
+        name,
+        lambda: PoissonVAE(MLP(2, 8), latent_dim=2, log_rate=(1.0, 2.0)),
+        lambda model: Poisson(encoder(), model, gradient=gradient, max_events=4096),
+        batch=real(5, 8),
+        given=True,
+        apart=False,
+        factorized=True,
+        moments=False,
+        linear=True,
+        **flags,
+    )
+
+
 PAIRS = [
     *(_row(f"vae-{name}", name) for name in GUIDES),
-    _row("vae-normal-likelihood", model=partial(vae, likelihood="normal"), batch=real(5, 8)),
+    _row(
+        "vae-normal-likelihood",
+        model=partial(vae, likelihood="normal"),
+        batch=real(5, 8),
+        linear=True,
+    ),
     _row("vae-laplace-likelihood", model=partial(vae, likelihood="laplace"), batch=real(5, 8)),
     _row("vae-poisson-likelihood", model=partial(vae, likelihood="poisson"), batch=counts(5, 8)),
     _row("vae-own-likelihood", model=partial(vae, likelihood=student), batch=real(5, 8)),
@@ -296,6 +333,40 @@ PAIRS = [
     *(_row(f"linear-{n}", n, model=linear, batch=real(5, 3), features=3) for n in GUIDES),
     Pair("linear-exact", linear, Exact, batch=real(5, 3), given=True),
     Pair("vae-point", vae, Point, batch=binary(5, 8), density=False, moments=False),
+    Pair(
+        "vae-laplace",
+        lambda: vae(prior=dist.Laplace(torch.zeros(2), 1.0).to_event(1)),
+        lambda: Laplace(encoder(), latent_dim=2),
+        batch=binary(5, 8),
+        factorized=True,
+        moments=False,
+    ),
+    Pair(
+        "vae-categorical",
+        lambda: vae(prior=dist.OneHotCategorical(logits=torch.zeros(2), validate_args=False)),
+        lambda: Categorical(encoder(), latent_dim=2),
+        batch=binary(5, 8),
+        unmarked=False,
+        relaxed=True,
+        moments=False,
+    ),
+    _poisson("poisson", unmarked=False, relaxed=True),
+    _poisson("poisson-straight-through", gradient="straight-through", relaxed=True),
+    _poisson("poisson-score", gradient="score", pathwise=False),
+    Pair(
+        "poisson-iterative",
+        lambda: PoissonVAE(MLP(2, 8), latent_dim=2, log_rate=(0.0, 1.0)),
+        lambda model: IterativePoisson(model, steps=2, step_size=0.1, max_events=4096),
+        batch=real(5, 8),
+        given=True,
+        apart=False,
+        unmarked=False,
+        marginal=False,
+        factorized=True,
+        moments=False,
+        linear=True,
+        relaxed=True,
+    ),
     Pair("vae-epanechnikov", vae, epanechnikov("normal"), batch=binary(5, 8), factorized=True),
     Pair(
         "vae-epanechnikov-box",
@@ -352,8 +423,8 @@ _MOMENTS = ("moments",)
 _REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no importance weights"
 _POOLED = ("pooled",)
 _REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
-_TWICE = ("pathwise", "steady", "unmarked")
-_REFUSE_TWICE = "pathwise gradients|dropout|no importance weights"
+_TWICE = ("pathwise", "apart", "steady", "unmarked")
+_REFUSE_TWICE = "pathwise gradients|reads log_rate|dropout|no importance weights"
 
 GOALS = [
     Goal("elbo", Trace_ELBO),
@@ -374,6 +445,13 @@ GOALS = [
     ),
     Goal("renyi-of-ours", lambda: IWELBO(4, alpha=0.5), _WEIGHED, "no importance weights"),
     Goal("penalized", lambda: PenalizedELBO(beta=2.0, squared=squared)),
+    Goal(
+        "linear",
+        LinearELBO,
+        ("linear",),
+        "needs a linear decoder|needs a Normal likelihood|independent coordinates",
+        draws=False,
+    ),
     Goal("gamix", MixtureELBO, _MOMENTS, _REFUSE_MOMENTS),
     Goal(
         "gamix-means",

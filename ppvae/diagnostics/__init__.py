@@ -15,6 +15,7 @@ from ppvae.diagnostics.classifier import (
 )
 from ppvae.diagnostics.frechet import Distance, Inception, frechet_distance
 from ppvae.diagnostics.importance import Evidence, Pareto, evidence, pareto_k, pareto_threshold
+from ppvae.diagnostics.labels import knn_accuracy, shattering_dimensionality
 from ppvae.diagnostics.latent import (
     AggregatePosterior,
     active_units,
@@ -29,10 +30,20 @@ from ppvae.diagnostics.population import (
     log_det_covariance,
     population_moments,
 )
+from ppvae.diagnostics.ppca import PPCA, paper_units, ppca_bound
 from ppvae.diagnostics.realism import density_coverage, precision_recall, sharpness
+from ppvae.diagnostics.sparsity import (
+    Sparsity,
+    active_by_kl,
+    lifetime_sparsity,
+    population_sparsity,
+    proportion_zeros,
+    sparsity,
+)
 from ppvae.diagnostics.verdict import Verdict, compare, judge
 
 __all__ = [
+    "PPCA",
     "AggregatePosterior",
     "Auroc",
     "ClassMismatch",
@@ -43,7 +54,9 @@ __all__ = [
     "Inception",
     "Pareto",
     "PopulationMoments",
+    "Sparsity",
     "Verdict",
+    "active_by_kl",
     "active_units",
     "aggregate_posterior",
     "anomaly_auroc",
@@ -55,13 +68,21 @@ __all__ = [
     "frechet_distance",
     "judge",
     "kl_per_dimension",
+    "knn_accuracy",
+    "lifetime_sparsity",
     "log_det_covariance",
     "mutual_information",
+    "paper_units",
     "pareto_k",
     "pareto_threshold",
     "population_moments",
+    "population_sparsity",
     "posterior_moments",
+    "ppca_bound",
     "precision_recall",
+    "proportion_zeros",
     "sharpness",
+    "shattering_dimensionality",
+    "sparsity",
     "train_classifier",
 ]

@@ -128,9 +128,11 @@ def kl_per_dimension(
     """Return the KL of each latent dimension, averaged over the data, in nats.
 
         KL_d = mean_n KL(q(z_d|x_n) || p(z_d))              where guide and prior factorize
+        KL_d = mean_n q_nd ln(q_nd / p_d) - q_nd + p_d      where z is one-hot, of D classes
         KL_d = mean_n KL(N(m_nd, v_nd) || p(z_d))           otherwise, m and v of draws
 
-    The second form is a lower bound on the KL of the marginal, exact for Normal ones.
+    Those of the first two forms sum to the KL. The third is a lower bound on the KL of the
+    marginal, exact for Normal ones.
 
     Args:
         model: Samples p(x, z).
@@ -158,6 +160,9 @@ def kl_per_dimension(
         model_trace, guide_trace = trace_pair(model, guide, batch)
         q, p = _latent(guide_trace, site)["fn"], _latent(model_trace, site)["fn"]
         try:
+            if all(isinstance(d, torch.distributions.OneHotCategorical) for d in (q, p)):
+                share = q.probs * (q.logits - p.logits) - q.probs + p.probs
+                return share.flatten(0, -2).mean(0)
             if is_delta(q):  # its density is that of an auxiliary site
                 raise TypeError
             return kl_per_coordinate(q, p).flatten(0, -2).mean(0)

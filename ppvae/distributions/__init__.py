@@ -3,6 +3,17 @@
 from ppvae.distributions.boxed_epanechnikov import BoxedEpanechnikov
 from ppvae.distributions.epanechnikov import Epanechnikov
 from ppvae.distributions.mixture import MixtureOfDiagNormals
+from ppvae.distributions.relaxed_one_hot import RelaxedOneHot
+from ppvae.distributions.relaxed_poisson import RelaxedPoisson, event_window, softclamp
 from ppvae.distributions.smoothed_epanechnikov import SmoothedEpanechnikov
 
-__all__ = ["BoxedEpanechnikov", "Epanechnikov", "MixtureOfDiagNormals", "SmoothedEpanechnikov"]
+__all__ = [
+    "BoxedEpanechnikov",
+    "Epanechnikov",
+    "MixtureOfDiagNormals",
+    "RelaxedOneHot",
+    "RelaxedPoisson",
+    "SmoothedEpanechnikov",
+    "event_window",
+    "softclamp",
+]

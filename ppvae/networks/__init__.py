@@ -5,8 +5,10 @@ Every network accepts extra leading dimensions, `(K, N, ...)` under K particles,
 parameter of the likelihood, and a guide applies the activation to an encoder's features itself.
 """
 
+from ppvae.networks.bounded import bounded_exp
 from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
 from ppvae.networks.critics import PatchCritic
+from ppvae.networks.flat import Flat
 from ppvae.networks.mlp import MLP, flatten_event
 from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
 
@@ -14,8 +16,10 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "Flat",
     "PatchCritic",
     "ResNetDecoder",
     "ResNetEncoder",
+    "bounded_exp",
     "flatten_event",
 ]

@@ -10,6 +10,7 @@ from ppvae.objectives.beta import BetaELBO, PenalizedELBO, warmup
 from ppvae.objectives.critics import ReconstructionCritic
 from ppvae.objectives.importance import IWELBO, log_mean_exp
 from ppvae.objectives.info import InfoELBO
+from ppvae.objectives.linear import LinearELBO
 from ppvae.objectives.mixture import MixtureELBO, individual_penalty, population_penalty
 from ppvae.objectives.penalties import RadiusPenalty
 
@@ -17,6 +18,7 @@ __all__ = [
     "IWELBO",
     "BetaELBO",
     "InfoELBO",
+    "LinearELBO",
     "MixtureELBO",
     "Objective",
     "PenalizedELBO",

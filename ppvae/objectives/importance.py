@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class IWELBO(Objective):
 
     Raises:
         ValueError: If `estimator` or `alpha` is unknown, or they do not go together; on the first
-            loss, if "dreg" or "stl" meets a site without pathwise gradients, or dropout.
+            loss, if "dreg" or "stl" meets a site without pathwise gradients, dropout, or a guide
+            that reads parameters of the model, as `guides.Poisson` does.
         WeightlessError: On the first loss, if a site of the guide says that it has no weights.
 
     References:
@@ -70,7 +72,7 @@ class IWELBO(Objective):
         log_w = terms.log_weight
         bound = log_mean_exp((1 - self.alpha) * log_w) / (1 - self.alpha)
         self._record(log_likelihood=terms.log_likelihood, kl=terms.log_guide - terms.log_prior)
-        if self.estimator == "iwae":
+        if self.estimator == "iwae" or not torch.is_grad_enabled():  # estimators are of gradients
             return bound
         if isinstance(terms.score, Tensor):
             raise ValueError(
@@ -90,6 +92,8 @@ class IWELBO(Objective):
         for site in sites:
             site["value"] = site["value"].view_as(site["value"])  # a node of its own, for the hook
         guide_trace = _scored_by_held(guide, wrap, drawn, batch)
+        if is_validation_enabled():
+            _require_apart(model, guide_trace)
         model_trace = poutine.trace(poutine.replay(wrap(model), drawn)).get_trace(batch)
         model_trace = prune_subsample_sites(model_trace)
         model_trace.compute_log_prob()
@@ -100,6 +104,24 @@ class IWELBO(Objective):
                 if site["value"].requires_grad:
                     site["value"].register_hook(partial(_weigh, weights=weights))
         return model_trace, guide_trace
+
+
+def _require_apart(model: Model, guide_trace: Trace) -> None:
+    """Raise if q depends on the model's parameters: what is held must be all that q has."""
+    module = module_of(model)
+    named = dict(module.named_parameters()) if module is not None else {}
+    named = {name: p for name, p in named.items() if p.requires_grad}
+    log_q = guide_trace.log_prob_sum()
+    if not named or not log_q.requires_grad:
+        return
+    found = torch.autograd.grad(log_q, [*named.values()], retain_graph=True, allow_unused=True)
+    shared = [name for name, g in zip(named, found, strict=True) if g is not None]
+    if shared:
+        raise ValueError(
+            f"estimators 'dreg' and 'stl' hold the guide's parameters, but it also reads "
+            f"{', '.join(shared)} of the model, whose gradient would be wrong: use "
+            "estimator='iwae'"
+        )
 
 
 def _weigh(gradient: Tensor, weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
@@ -112,7 +113,7 @@ class _Aggregate(nn.Module):
                 "InfoELBO(site=...)"
             )
         jumping = [name for name, site in sites.items() if not site["fn"].has_rsample]
-        if jumping:
+        if jumping and torch.is_grad_enabled():
             raise ValueError(
                 f"the draws of {jumping} have no pathwise gradients, without which a divergence "
                 "of the whole batch does not reach the guide: use a reparameterized guide, such "

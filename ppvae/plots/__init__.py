@@ -5,11 +5,13 @@ script calls `figure.savefig`. A mapping from names to things is drawn in one fi
 name. For a tree of draws use ArviZ's own plots on `from_pyro_svi`.
 """
 
+from ppvae.plots.dictionary import dictionary, rate_histograms
 from ppvae.plots.epanechnikov import codes_and_box, densities, penalty_and_kl
 from ppvae.plots.images import prior_samples, reconstructions
 from ppvae.plots.infovae import aggregate_densities, penalty_noise, spread_by_size
 from ppvae.plots.latents import aggregate_posterior, kl_per_dimension, latent_map
 from ppvae.plots.population import population_variances, rate_distortion
+from ppvae.plots.sparse_coding import error_by_sparsity, relaxation
 from ppvae.plots.verdicts import pareto_k, training_curves
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "aggregate_posterior",
     "codes_and_box",
     "densities",
+    "dictionary",
+    "error_by_sparsity",
     "kl_per_dimension",
     "latent_map",
     "pareto_k",
@@ -25,7 +29,9 @@ __all__ = [
     "population_variances",
     "prior_samples",
     "rate_distortion",
+    "rate_histograms",
     "reconstructions",
+    "relaxation",
     "spread_by_size",
     "training_curves",
 ]

@@ -5,6 +5,7 @@ from ppvae.recipes.epanechnikov import evae
 from ppvae.recipes.gamix import gamix
 from ppvae.recipes.infovae import aae, infovae, mmdvae
 from ppvae.recipes.pairs import pair
+from ppvae.recipes.poisson import poisson
 from ppvae.recipes.swaps import FIVE_GUIDES, Entry, five_guides
 
 __all__ = [
@@ -22,10 +23,14 @@ __all__ = [
     "mixture_vae",
     "mmdvae",
     "pair",
+    "poisson",
     "vae",
 ]
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (vae, iwae, betavae, flow_vae, mixture_vae, evae, gamix, infovae, mmdvae, aae)
+    for recipe in (
+        *(vae, iwae, betavae, flow_vae, mixture_vae, evae, gamix, infovae, mmdvae, aae),
+        poisson,
+    )
 }

@@ -200,6 +200,12 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
             "them is an integral: estimate it with log_weights instead"
         )
     refuse_weightless(trace)
+    for name, site in sample_sites(trace).items():
+        if reason := site["infer"].get("conditional"):
+            raise WeightlessError(
+                f"the guide's density of {name!r} at given points is an integral: {reason}. "
+                "Estimate it with log_weights instead"
+            )
     trace.compute_log_prob()
     return _log_prob(trace, shape)
 

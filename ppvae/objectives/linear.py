@@ -1,0 +1,157 @@
+"""The beta-ELBO of a linear decoder, without draws."""
+
+from collections.abc import Callable
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from ppvae.divergences import kl_per_coordinate
+from ppvae.likelihoods import Normal
+from ppvae.objectives.base import Terms
+from ppvae.objectives.beta import BetaELBO
+from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
+from ppvae.weights import latent_sites
+
+__all__ = ["LinearELBO"]
+
+SHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)  # what may stand beside the decoder's matrix
+
+
+class LinearELBO(BetaELBO):
+    """The beta-ELBO where the decoder is linear and the likelihood Normal: exact, no draws.
+
+        E_q ln p(x|z) = ln N(x; Phi m + b, s^2) - sum_i v_i |Phi_i|^2 / (2 s^2)
+
+    m and v are the guide's mean and variance. The paper's "exact", for any factorized guide: of
+    Poisson counts, whatever its temperature, it is a bound, since it is their mean and variance
+    and not those of relaxed draws. It has no noise: the gradient is that of infinitely many
+    particles.
+
+    Args:
+        beta: As in `BetaELBO`.
+        free_bits: As in `BetaELBO`.
+
+    Raises:
+        TypeError: On the first loss, if the decoder is not a matrix, the likelihood no
+            `likelihoods.Normal`, or the guide's site `z` has dependent coordinates, no mean and
+            variance, or no registered KL.
+        ValueError: If `beta` or `free_bits` is out of range.
+
+    References:
+        Vafaii, Galor, Yates (2024), Poisson Variational Autoencoder, arXiv:2405.14473.
+
+    Example:
+        >>> from ppvae.guides import Poisson
+        >>> from ppvae.models import PoissonVAE
+        >>> from ppvae.networks import Flat
+        >>> model = PoissonVAE(nn.Linear(4, 8, bias=False), latent_dim=4)
+        >>> loss, x = LinearELBO(), torch.ones(5, 8)
+        >>> loss.loss(model, guide := Poisson(Flat(8), model), x) == loss.loss(model, guide, x)
+        True
+    """
+
+    def __init__(
+        self, beta: float | Callable[[int], float] = 1.0, *, free_bits: float = 0.0
+    ) -> None:
+        super().__init__(beta, free_bits=free_bits)
+
+    def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
+        """Return the loss summed over the batch, 0-d, to call backward on."""
+        matrix, likelihood = _matrix(module_of(model)), _likelihood(module_of(model))
+        traces = self._traces(model, guide, batch)
+        variance = _moment(_factorized(*traces), "variance")  # (N, D)
+        excess = variance @ (matrix / likelihood.scale).square().sum(0) / 2  # (N,)
+        terms = _Expected(*traces, excess, torch.Size((1, batch_size(batch))))
+        return -self.objective(terms).sum()
+
+    def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace the pair at the guide's mean, which is where the closed form needs it."""
+        with _AtMean():
+            guide_trace = poutine.trace(guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        model_trace.compute_log_prob()  # the guide's is not needed: a mean is no count
+        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+class _Expected(Terms):
+    """Terms whose likelihood is an expectation: that at the mean, less what the variance costs."""
+
+    def __init__(
+        self, model_trace: Trace, guide_trace: Trace, excess: Tensor, shape: torch.Size
+    ) -> None:
+        super().__init__(model_trace, guide_trace, shape)
+        self.excess = excess
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """E_q ln p(x|z)."""
+        return super().log_likelihood - self.excess
+
+    def kl(self, *, analytic: bool = True) -> Tensor:
+        """KL(q(z|x) || p(z)), in closed form or not at all: there are no draws."""
+        q, p = (trace.nodes["z"]["fn"] for trace in (self.guide_trace, self.model_trace))
+        return kl_per_coordinate(q, p).sum(-1).expand(self.shape)
+
+
+class _AtMean(Messenger):
+    """Gives every latent its mean instead of a draw."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"] = _moment(msg["fn"], "mean", msg["name"])
+
+
+def _moment(q: Distribution, which: str, site: str = "z") -> Tensor:
+    try:
+        return getattr(q, which)
+    except (NotImplementedError, AttributeError) as error:
+        name = type(q.base_dist if isinstance(q, Independent) else q).__name__
+        raise TypeError(
+            f"LinearELBO needs the guide's mean and variance, but its {name} at site {site!r} has "
+            f"no {which} in closed form: use Normal, Laplace or Poisson, or BetaELBO"
+        ) from error
+
+
+def _factorized(model_trace: Trace, guide_trace: Trace) -> Distribution:
+    """Return q(z|x), if it is all that there is to integrate over, and its coordinates split."""
+    for owner, trace in (("model", model_trace), ("guide", guide_trace)):
+        if (names := sorted(latent_sites(trace))) != ["z"]:
+            raise TypeError(f"LinearELBO needs the one latent 'z', but the {owner} has {names}")
+    q = guide_trace.nodes["z"]["fn"]
+    if not (isinstance(q, Independent) and q.base_dist.event_shape == ()):
+        raise TypeError(
+            f"LinearELBO needs independent coordinates, but the guide's {type(q).__name__} at "
+            "site 'z' has dependent ones: use a guide such as Normal, or BetaELBO"
+        )
+    return q
+
+
+def _matrix(model: nn.Module | None) -> Tensor:
+    """Return the decoder's matrix (M, D)."""
+    decoder = getattr(model, "decoder", None)
+    inner = decoder.modules() if isinstance(decoder, nn.Module) else ()
+    parts = [part for part in inner if not any(part.children())]
+    layers = [part for part in parts if not isinstance(part, SHAPES)]
+    if [type(layer) for layer in layers] != [nn.Linear]:
+        found = ", ".join(type(layer).__name__ for layer in layers)
+        raise TypeError(
+            f"LinearELBO needs a linear decoder, one nn.Linear, but the {type(model).__name__}'s "
+            f"is {found or 'missing'}: use BetaELBO, which draws"
+        )
+    return layers[0].weight
+
+
+def _likelihood(model: nn.Module) -> Normal:
+    head = getattr(model, "likelihood", None)
+    if not isinstance(head, Normal):
+        name = getattr(head, "__name__", type(head).__name__)
+        raise TypeError(
+            f"LinearELBO needs a Normal likelihood of one scale, likelihoods.Normal, but the "
+            f"{type(model).__name__}'s is {name}: use BetaELBO, which draws"
+        )
+    return head
