@@ -63,8 +63,8 @@ class Counts(nn.Module):
 
     Raises:
         TypeError: If the model has no Poisson prior.
-        ValueError: If the kernel or the gradient is unknown, the temperature not positive, or
-            `max_events` out of range.
+        ValueError: If the kernel or the gradient is unknown, the temperature not positive,
+            `max_events` out of range, or the prior refuses to score relaxed counts.
     """
 
     def __init__(
@@ -105,8 +105,12 @@ class Counts(nn.Module):
         """Sample z ~ q(z|x) at the batch `(N, ...)`."""
         relaxed = self.training and self.gradient == "relaxed"
         infer = {**self.infer, "weightless": SURROGATE} if relaxed else dict(self.infer)
+        q = self.posterior(self.log_gain(batch))
         with pyro.plate(DATA_PLATE, len(batch), dim=-1):
-            pyro.sample("z", self.posterior(self.log_gain(batch)), infer=infer)
+            z = pyro.sample("z", q, infer=infer)
+        if self.training and q.has_rsample:
+            rate = q.base_dist.rate
+            self._watch(rate.detach(), copies=z.numel() // rate.numel())  # particles
 
     def posterior(self, log_gain: Tensor) -> dist.Independent:
         """Return q(z|x), of batch shape (N,), from log gains (N, K)."""
@@ -124,9 +128,10 @@ class Counts(nn.Module):
             straight_through=self.gradient == "straight-through",
         ).to_event(1)
 
-    def _watch(self, rate: Tensor) -> None:
+    def _watch(self, rate: Tensor, copies: int = 1) -> None:
         """Note the most events that a draw is expected to have, on the device."""
-        expected = rate.sum(dtype=torch.float64) * event_window(self.kernel, self.temperature)
+        events = rate.sum(dtype=torch.float64) * copies
+        expected = events * event_window(self.kernel, self.temperature)
         self.most_events.copy_(torch.maximum(self.most_events, expected))
 
     @property
@@ -154,4 +159,9 @@ def _require_rates(model: Rates) -> None:
             f"Poisson multiplies a model's prior rates, but {type(model).__name__} has no Poisson "
             "prior with a method rate(log_gain): take models.PoissonVAE, or another guide such "
             "as Normal"
+        )
+    if prior._validate_args:
+        raise ValueError(
+            f"the Poisson prior of {type(model).__name__} refuses relaxed counts: make it with "
+            "validate_args=False, so that it scores them as well"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ppvae.objectives import BetaELBO
 from ppvae.protocols import module_of
 from ppvae.svi import SVI
 from ppvae.training import History
@@ -27,7 +28,8 @@ def anneal(buffer: str, schedule: Callable[[int], float]) -> Callable[[SVI, Hist
         schedule: From a number of epochs to a value, such as `objectives.warmup`.
 
     Raises:
-        ValueError: After the first epoch, if there is no such buffer.
+        ValueError: After the first epoch, if there is no such buffer, or it is the beta of a loss
+            that leaves its KL out, or has a schedule of its own.
 
     Example:
         >>> from ppvae.objectives import warmup
@@ -40,6 +42,8 @@ def anneal(buffer: str, schedule: Callable[[int], float]) -> Callable[[SVI, Hist
             raise ValueError(
                 f"there is no buffer {buffer!r} to set: there are {', '.join(buffers) or 'none'}"
             )
+        if buffer == "loss.beta" and isinstance(svi.loss, BetaELBO):
+            _require_free(svi.loss)
         buffers[buffer].fill_(schedule(len(history)))
 
     return set_buffer
@@ -78,6 +82,19 @@ def bound_events(margin: float = 1.5) -> Callable[[SVI, History], None]:
         most.zero_()
 
     return bound
+
+
+def _require_free(loss: BetaELBO) -> None:
+    if loss.without_kl:
+        raise ValueError(
+            "loss.beta cannot be annealed from 0, where the KL is left out for good: start above, "
+            "such as BetaELBO(1e-4) with warmup(epochs, 1e-4, 1.0)"
+        )
+    if loss.schedule is not None:
+        raise ValueError(
+            "loss.beta follows a schedule of its own, by the step: leave it to that, or make the "
+            "loss with a number"
+        )
 
 
 def _buffers(svi: SVI) -> dict[str, Tensor]:

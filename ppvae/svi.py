@@ -71,7 +71,7 @@ class SVI:
             those of `named_parameters()` with "model.", "guide." or "loss." before, the longest
             prefix wins.
         scheduler: Makes the learning-rate scheduler from the optimizer; `fit` steps it every
-            epoch.
+            epoch. That of critics keeps its rate.
         clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit;
             critics have a norm of their own.
         clip_value: The largest absolute entry of the gradient.
@@ -171,7 +171,9 @@ class SVI:
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
         """Return the loss in nats per datum, in evaluation mode; nothing is trained."""
         self.prepare(*args, **kwargs)
-        with evaluating(self.model, self.guide, self.loss):
+        mean_field = isinstance(self.loss, TraceMeanField_ELBO)  # its check is about gradients
+        checks = pyro.validation_enabled(False) if mean_field else nullcontext()
+        with evaluating(self.model, self.guide, self.loss), checks:
             return self._loss_per_datum(*args, **kwargs)
 
     def evaluate_loss(self, *args: Batch, **kwargs) -> float:

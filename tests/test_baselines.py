@@ -1,7 +1,9 @@
 """Guides that others are compared with: their KL divergences by formula, their draws by law."""
 
 import math
+from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -10,11 +12,12 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
-from ppvae import log_weights
+from ppvae import SVI, fit, log_weights
 from ppvae.distributions import RelaxedOneHot
 from ppvae.guides import Categorical, Laplace, Normal
 from ppvae.models import VAE
 from ppvae.networks import MLP, bounded_exp
+from ppvae.objectives import BetaELBO
 
 
 def posterior(guide, batch):
@@ -154,3 +157,23 @@ def test_a_temperature_that_relaxes_nothing_is_refused(temperature):
 def test_a_choice_needs_two_classes():
     with pytest.raises(ValueError, match="2 classes at least, but latent_dim is 1"):
         Categorical(MLP(8, 16), latent_dim=1)
+
+
+def test_the_categorical_resumes_exactly(tmp_path):
+    """With and without validation its gradients are the same bits."""
+
+    def build(seed=0):
+        pyro.set_rng_seed(seed)
+        prior = dist.OneHotCategorical(logits=torch.zeros(4), validate_args=False)
+        model, guide = VAE(MLP(4, 8), 4, prior=prior), Categorical(MLP(8, 16), 4)
+        return SVI(model, guide, partial(torch.optim.Adam, lr=1e-2), BetaELBO())
+
+    x = (torch.rand(48, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    run = partial(fit, data=x, batch_size=16, progress=False)
+    whole = build()
+    run(whole, epochs=4)
+    run(build(), epochs=2, checkpoint=tmp_path)
+    resumed = build(seed=1)
+    run(resumed, epochs=4, checkpoint=tmp_path, resume=True)
+    for name, parameter in whole.parameters.items():
+        assert torch.equal(parameter, resumed.parameters[name]), name

@@ -35,7 +35,7 @@ def _layers():
         "checkpoints": zero | {"svi"},
         "failures": zero | judges | {"svi", "checkpoints"},
         "training": zero | judges | {"svi", "checkpoints", "failures"},
-        "callbacks": {"protocols", "svi", "training"},
+        "callbacks": {"objectives", "protocols", "svi", "training"},
         "arviz": zero | judges,
         "diagnostics": zero | judges,
         "data": zero,

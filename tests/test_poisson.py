@@ -838,3 +838,54 @@ def test_the_guide_keeps_the_models_parameters_out_of_its_own():
     assert set(guide.state_dict()) == {
         *("head.weight", "head.bias", "temperature", "most_events", "event_bound"),
     }
+
+
+def test_the_bound_on_events_counts_particles():
+    """Eight draws per datum have eight times the events: the second epoch has room for them."""
+    pyro.set_rng_seed(0)
+    model = PoissonVAE(nn.Linear(64, 8, bias=False), 64, log_rate=(0.0, 1.0))
+    guide = Poisson(Flat(8), model)
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    svi = SVI(model, guide, adam, BetaELBO(num_particles=8), callbacks=[bound_events()])
+    history = fit(svi, torch.rand(64, 8), epochs=3, batch_size=16, progress=False)
+    assert all(math.isfinite(loss) for loss in history["loss"])
+
+
+def test_a_beta_that_is_not_free_is_not_annealed():
+    """From 0 the KL would stay away for good; a schedule by the step would be overwritten."""
+    x = torch.rand(8, 8)
+    for loss, message in (
+        (BetaELBO(0.0), "cannot be annealed from 0"),
+        (BetaELBO(warmup(9)), "follows a schedule of its own"),
+    ):
+        svi = SVI(
+            VAE(MLP(2, 8), 2), Normal(MLP(8, 4), 2), partial(torch.optim.Adam, lr=1e-3), loss
+        )
+        with pytest.raises(ValueError, match=message):
+            fit(svi, x.round(), epochs=1, callbacks=[anneal("loss.beta", warmup(2))])
+
+
+def test_counts_at_a_tensor_temperature_of_zero_have_no_nan():
+    """However small the rates."""
+    rate = torch.tensor([1.0, 1e-6, 1e-8, 1e-10], requires_grad=True)
+    z = RelaxedPoisson(rate, torch.tensor(0.0)).rsample()
+    assert z.isfinite().all()
+    assert torch.autograd.grad(z.sum(), rate)[0].isfinite().all()
+
+
+class Strict(PoissonVAE):
+    """A prior that validates."""
+
+    def prior(self):
+        return dist.Poisson(self.log_rate.exp(), validate_args=True).to_event(1)
+
+
+def test_a_prior_that_refuses_relaxed_counts_is_refused():
+    with pytest.raises(ValueError, match="validate_args=False"):
+        Poisson(Flat(8), Strict(nn.Linear(2, 8), 2))
+
+
+@pytest.mark.parametrize("options", [{"hidden": (8,)}, {"likelihood": "bernoulli"}])
+def test_the_recipe_says_what_exact_needs(options):
+    with pytest.raises(ValueError, match="gradient='exact' needs linear networks"):
+        poisson(8, gradient="exact", latent_dim=2, device="cpu", **options)

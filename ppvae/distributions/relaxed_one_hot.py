@@ -42,6 +42,7 @@ class RelaxedOneHot(dist.OneHotCategorical):
     ) -> None:
         self.temperature = temperature
         super().__init__(logits=logits, validate_args=validate_args)
+        _ = self.probs  # made here with and without validation, so that gradients add up alike
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "RelaxedOneHot":
         """Return the distribution with its batch shape expanded."""

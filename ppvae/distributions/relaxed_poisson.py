@@ -193,7 +193,7 @@ def _draw(
     z += added
     if options.max_events is not None:  # what did not fit is missing somewhere
         z = torch.where(total > options.max_events, math.nan, z)
-    return z, slope / (T * rate)
+    return z, slope / T / rate
 
 
 def _owners(number: Tensor, size: int) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from ppvae.divergences import mmd
+from ppvae.divergences import Critic, mmd
 from ppvae.objectives.beta import PenalizedELBO
 from ppvae.weights import latent_sites
 
@@ -37,9 +37,9 @@ class InfoELBO(PenalizedELBO):
             code that takes the mean over 784 pixels uses lam / 784.
         divergence: D. A function or module of two samples `(..., N, d)`, the guide's and as many
             draws of the model's own prior, such as `mmd` or a `Critic`, which trains with the
-            objective; with an attribute `moments = True`, of the two distributions, such as
-            `mmd_gaussian`; with `score = True`, of the guide's draws and the prior's distribution,
-            such as `stein`.
+            objective and is left out in evaluation; with an attribute `moments = True`, of the two
+            distributions, such as `mmd_gaussian`; with `score = True`, of the guide's draws and
+            the prior's distribution, such as `stein`.
         site: The latent.
         **kwargs: As in `PenalizedELBO`: further penalties and options, beta aside.
 
@@ -91,6 +91,9 @@ class _Aggregate(nn.Module):
     def forward(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return the penalty, 0-d in nats per datum."""
         self._check(guide_trace)
+        if isinstance(self.divergence, Critic) and not torch.is_grad_enabled():
+            self.record = {}  # what a critic says is no number to compare epochs by
+            return guide_trace.nodes[self.site]["value"].new_zeros(())
         q, p, z = (
             guide_trace.nodes[self.site]["fn"],
             model_trace.nodes[self.site]["fn"],

@@ -29,8 +29,8 @@ class LinearELBO(BetaELBO):
 
     m and v are the guide's mean and variance. The paper's "exact", for any factorized guide: of
     Poisson counts, whatever its temperature, it is a bound, since it is their mean and variance
-    and not those of relaxed draws. It has no noise: the gradient is that of infinitely many
-    particles.
+    and not those of relaxed draws. It has no noise, but for what a guide such as
+    `IterativePoisson` draws on the way: the gradient is that of infinitely many particles.
 
     Args:
         beta: As in `BetaELBO`.

@@ -52,7 +52,8 @@ def gamix(
         **kwargs: As in `pair`.
 
     Raises:
-        ValueError: If `image` has not `features` elements, or the networks cannot halve it.
+        ValueError: If `image` has not `features` elements, or the networks cannot halve it, or a
+            weight is negative.
 
     References:
         Rivera (2023), How to train your VAE, arXiv:2309.13160.
@@ -62,9 +63,9 @@ def gamix(
         >>> svi.loss.penalty_names
         ('population', 'individual', 'critic')
     """
-    shape = _shape(features, image) if resnet or critic_weight > 0 else None
+    shape = _shape(features, image) if resnet or critic_weight != 0 else None
     penalties = {}
-    if critic_weight > 0:
+    if critic_weight != 0:
         penalties["critic"] = ReconstructionCritic(_critic(shape), critic_weight)
     if resnet:
         encoder = ResNetEncoder(shape)

@@ -53,6 +53,9 @@ def poisson(
         learning_rate: Adamax's.
         device: Where to train: "auto" takes CUDA where there is one.
 
+    Raises:
+        ValueError: If `gradient` is "exact" and there are hidden layers, or a likelihood is given.
+
     References:
         Vafaii, Galor, Yates (2024), Poisson Variational Autoencoder, arXiv:2405.14473.
 
@@ -61,6 +64,11 @@ def poisson(
         >>> sum(p.numel() for p in svi.parameters.values())  # two matrices and the prior's rates
         516
     """
+    if gradient == "exact" and (hidden or likelihood is not None):
+        raise ValueError(
+            "gradient='exact' needs linear networks and the Normal likelihood of variance 1/2: "
+            "leave hidden and likelihood out, or take gradient='relaxed'"
+        )
     where = resolve_device(device)
     encoder, decoder = _networks(features, latent_dim, hidden)
     log_rate = (-6.0, -2.0) if hidden else (-6.0, -4.0)
