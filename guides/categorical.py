@@ -30,8 +30,9 @@ class Categorical(Amortized):
 
     whose KL is in closed form, and at most ln K. In training z is a Gumbel-softmax of temperature
     T: the loss is then a surrogate, **no bound**, and importance weights are refused; after
-    `guide.eval()`, and in every evaluation, it is one. Not the guide `GaussianMixture`, whose
-    components are classes of real vectors.
+    `guide.eval()`, and in every evaluation, it is one. The prior must be made with
+    `validate_args=False`, so that it scores draws on the simplex. Not the guide
+    `GaussianMixture`, whose components are classes of real vectors.
 
     Args:
         encoder: Maps the batch x, `(N, ...)`, to features `(N, encoder.out_features)`.
@@ -71,7 +72,8 @@ class Categorical(Amortized):
                 f"temperature must be positive and finite, but is {temperature}: exact draws, of "
                 "temperature 0, are those of guide.eval(), and have no gradient"
             )
-        super().__init__(encoder, self._posterior, latent_dim, **kwargs)
+        infer = {"relaxed": True}  # the prior is to score draws on the simplex: see check_pair
+        super().__init__(encoder, self._posterior, latent_dim, infer=infer, **kwargs)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     def forward(self, batch: Tensor) -> None:

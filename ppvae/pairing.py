@@ -151,6 +151,12 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
                 f"site {name!r}: the model's events have shape {tuple(p.event_shape)}, the "
                 f"guide's {tuple(q.event_shape)}: give both the same latent_dim"
             )
+        if in_guide[name]["infer"].get("relaxed") and _base(p)._validate_args:
+            raise PairError(
+                f"site {name!r}: in training the guide's draws are relaxed, which the model's "
+                f"{type(_base(p)).__name__} prior refuses to score: make it with "
+                "validate_args=False"
+            )
         if not _inside(p, in_guide[name]["value"]):
             if in_guide[name]["infer"].get("weightless"):
                 _check_lenient(name, p)
@@ -163,14 +169,18 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _check_lenient(name: str, p: torch.distributions.Distribution) -> None:
     """Raise if a prior would refuse to score the draws outside of its support."""
-    while isinstance(p, torch.distributions.Independent):
-        p = p.base_dist
-    if p._validate_args:
+    if _base(p)._validate_args:
         raise PairError(
             f"site {name!r}: the guide, which has no weights, draws values outside the model's "
             f"support {p.support}: make the prior with validate_args=False, so that it scores "
             "them -inf, and leave it out of the loss (beta=0)"
         )
+
+
+def _base(p: torch.distributions.Distribution) -> torch.distributions.Distribution:
+    while isinstance(p, torch.distributions.Independent):
+        p = p.base_dist
+    return p
 
 
 def _inside(p: torch.distributions.Distribution, value: Tensor) -> bool:

@@ -14,9 +14,10 @@ The shape contract, relied on by every objective and diagnostic:
    the guide needs is marked `infer={"is_auxiliary": True}`.
 4. A guide site without a usable density is a `Delta`, or says why in
    `infer={"weightless": "..."}`; importance weights then do not exist and `log_weights` refuses.
-   The draws of a site so marked may leave the prior's support. A site whose density depends on
-   random numbers drawn on the way says so in `infer={"conditional": "..."}`: it has weights, but
-   no density at given points.
+   The draws of a site so marked may leave the prior's support; `infer={"relaxed": True}` says that
+   they do in training, though not in evaluation. A site whose density depends on random numbers
+   drawn on the way says so in `infer={"conditional": "..."}`: it has weights, but no density at
+   given points.
 5. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
 
 Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A

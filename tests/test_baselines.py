@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
-from ppvae import SVI, fit, log_weights
+from ppvae import SVI, PairError, check_pair, fit, log_weights
 from ppvae.distributions import RelaxedOneHot
 from ppvae.guides import Categorical, Laplace, Normal
 from ppvae.models import VAE
@@ -177,3 +177,11 @@ def test_the_categorical_resumes_exactly(tmp_path):
     run(resumed, epochs=4, checkpoint=tmp_path, resume=True)
     for name, parameter in whole.parameters.items():
         assert torch.equal(parameter, resumed.parameters[name]), name
+
+
+def test_a_prior_that_refuses_relaxed_draws_is_named_before_the_first_step():
+    """Evaluation draws exactly, and would not show it."""
+    prior = dist.OneHotCategorical(logits=torch.zeros(4), validate_args=True)
+    model, guide = VAE(MLP(4, 8), 4, prior=prior), Categorical(MLP(8, 16), 4)
+    with pytest.raises(PairError, match="'z': in training .* make it with validate_args=False"):
+        check_pair(model, guide, torch.zeros(5, 8))
