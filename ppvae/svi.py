@@ -208,12 +208,8 @@ class SVI:
     def _parts(self) -> dict[str, object]:
         sides = {"model": self.model, "guide": self.guide, "loss": self.loss}
         stateful = {name: m for name, side in sides.items() if (m := module_of(side)) is not None}
-        steppers = {
-            "optimizer": self.optimizer,
-            "critic_optimizer": self.critic_optimizer,
-            "scheduler": self.scheduler,
-        }
-        return stateful | {name: part for name, part in steppers.items() if part is not None}
+        steppers = ("optimizer", "critic_optimizer", "scheduler")
+        return stateful | {n: part for n in steppers if (part := getattr(self, n)) is not None}
 
     def _build(self) -> None:
         optim, critic_optim, groups, scheduler = self._makers
