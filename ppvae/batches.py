@@ -98,21 +98,21 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """Return what fixes the epochs to come: seed and epoch, and the sizes to check them by."""
-        names = ("seed", "epoch", "size", "batch_size")
+        names = ("seed", "epoch", "size", "batch_size", "drop_last")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where another run ended.
 
         Raises:
-            ValueError: If the state is of other data or of another batch size: the epochs to come
-                would not be those of that run.
+            ValueError: If the state is of other data or of other batches: the epochs to come would
+                not be those of that run.
         """
-        for name in ("size", "batch_size"):
+        for name in ("size", "batch_size", "drop_last"):
             if state[name] != getattr(self, name):
                 raise ValueError(
                     f"the saved batches have {name}={state[name]}, but these have "
-                    f"{name}={getattr(self, name)}: resume with the same data and batch size"
+                    f"{name}={getattr(self, name)}: resume with the same data and batches"
                 )
         self.seed, self.epoch = state["seed"], state["epoch"]
 

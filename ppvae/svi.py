@@ -71,7 +71,7 @@ class SVI:
             those of `named_parameters()` with "model.", "guide." or "loss." before, the longest
             prefix wins.
         scheduler: Makes the learning-rate scheduler from the optimizer; `fit` steps it every
-            epoch. That of critics keeps its rate.
+            epoch. The critics' optimizer keeps its rate.
         clip_norm: The largest norm of the whole gradient, in nats per datum and parameter unit;
             critics have a norm of their own.
         clip_value: The largest absolute entry of the gradient.

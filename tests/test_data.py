@@ -322,6 +322,8 @@ def test_batches_go_on_from_a_saved_state(tmp_path):
         Batches(gray, 8).load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="size=50, but these have size=49"):
         Batches(gray[1:], 16).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="drop_last=False, but these have drop_last=True"):
+        Batches(gray, 16, drop_last=True).load_state_dict(first.state_dict())
 
 
 def test_an_epoch_holds_every_datum_once():
