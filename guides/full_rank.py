@@ -1,5 +1,6 @@
 """A Normal guide that knows correlations."""
 
+import math
 from functools import partial
 
 import pyro.distributions as dist
@@ -11,6 +12,8 @@ from ppvae.guides.amortized import Amortized
 from ppvae.protocols import Encoder
 
 __all__ = ["FullRank"]
+
+_ONE = torch.Size()
 
 
 class FullRank(Amortized):
@@ -57,4 +60,35 @@ def full_rank(h: Tensor, latent_dim: int, min_scale: float) -> dist.Multivariate
     rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1, device=h.device)
     factor = torch.diag_embed(softplus(diagonal) + min_scale)  # (N, D, D)
     factor[..., rows, columns] = below
-    return dist.MultivariateNormal(loc, scale_tril=factor)
+    return _Scored(loc, scale_tril=factor)
+
+
+class _Scored(dist.MultivariateNormal):
+    """Scores its own last draw by the noise it was made of.
+
+    To solve L eps = z - m for it loses everything where L is ill-conditioned, and training then
+    finds a density that is not there: 1e10 nats, on a sharp decoder.
+    """
+
+    drawn: tuple[Tensor, Tensor] | None = None  # z and eps
+
+    def rsample(self, sample_shape: torch.Size = _ONE) -> Tensor:
+        eps = torch.randn(
+            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
+        )
+        z = self.loc + (self._unbroadcasted_scale_tril @ eps.unsqueeze(-1)).squeeze(-1)
+        self.drawn = z, eps
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.drawn is None or value is not self.drawn[0] or self._held(value):
+            return super().log_prob(value)
+        diagonal = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1)
+        eps = self.drawn[1]
+        square = (eps.square() + math.log(2 * math.pi)).sum(-1)
+        return -square / 2 - diagonal.log().sum(-1)
+
+    def _held(self, value: Tensor) -> bool:
+        """Return whether a gradient is due at a fixed draw, of `sample`: noise knows no score."""
+        learned = self.loc.requires_grad or self._unbroadcasted_scale_tril.requires_grad
+        return torch.is_grad_enabled() and learned and not value.requires_grad

@@ -19,6 +19,7 @@ from ppvae import SVI, log_weights
 from ppvae.diagnostics import evidence, kl_per_dimension
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.guides import Exact, FullRank, GaussianMixture, Normal
+from ppvae.guides.full_rank import full_rank
 from ppvae.models import LinearGaussian
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO
@@ -225,6 +226,40 @@ def test_training_reaches_what_the_guide_can(make, weight, factorized):
     scale = q.stddev.diag_embed() if make is Normal else q.scale_tril
     kl = kl_divergence(dist.MultivariateNormal(q.mean, scale_tril=scale), model.posterior(x))
     assert kl.mean().item() == pytest.approx(gap if factorized else 0.0, abs=0.01)
+
+
+def test_a_full_rank_guide_knows_its_own_draws_however_narrow():
+    """Twelve latents, L of small diagonal: solving for the noise in float32 would lose it all."""
+    guide = FullRank(MLP(3, 8), latent_dim=12)
+    with torch.no_grad():
+        guide.head.weight.zero_()
+        guide.head.bias.copy_(
+            torch.cat([torch.zeros(12), torch.full((12,), -5.0), torch.ones(66)])
+        )
+    site = poutine.trace(guide).get_trace(torch.zeros(20000, 3)).nodes["z"]
+    q, z = site["fn"], site["value"]
+    entropy = 6 * (1 + math.log(2 * math.pi)) + q.scale_tril[0].diagonal().log().sum().item()
+    assert -q.log_prob(z).mean().item() == pytest.approx(entropy, abs=4 * (6 / 20000) ** 0.5)
+    exact = dist.MultivariateNormal(torch.zeros(2), scale_tril=torch.tensor([[1.0, 0], [3, 0.5]]))
+    ours = type(q)(exact.loc, scale_tril=exact.scale_tril)
+    draws = ours.rsample((100,))
+    for values in (draws, draws.clone()):  # its own, and given ones
+        assert torch.allclose(ours.log_prob(values), exact.log_prob(values), atol=1e-4)
+
+
+def test_a_full_rank_guide_scores_what_it_has_drawn_without_a_path():
+    """At a fixed draw the score is the density's, as of Pyro's distribution; at a path none."""
+    h = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    for draw in ("sample", "rsample"):
+        grads = []
+        for again in (False, True):
+            pyro.set_rng_seed(0)
+            q = full_rank(h, 2, 1e-4)
+            z = getattr(q, draw)()
+            scored = dist.MultivariateNormal(q.loc, scale_tril=q.scale_tril) if again else q
+            grads += torch.autograd.grad(scored.log_prob(z).sum(), h)
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+        assert (grads[0][:, :2].abs().max() > 0) == (draw == "sample")  # of the mean
 
 
 def decay(optimizer):
