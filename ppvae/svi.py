@@ -1,10 +1,8 @@
 """One step of training: a drop-in for `pyro.infer.SVI` over plain modules and torch optimizers."""
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 
 import pyro
 import torch
@@ -12,7 +10,6 @@ from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
-from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -23,6 +20,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 
 from ppvae.objectives import IWELBO, Objective
+from ppvae.optimizers import (
+    grouped,
+    make_optimizer,
+    named_parameters,
+    require_maker,
+    under,
+    unwrap,
+)
 from ppvae.protocols import (
     DATA_PLATE,
     Batch,
@@ -85,6 +90,7 @@ class SVI:
             batch on where parameters are made then.
 
     Example:
+        >>> from functools import partial
         >>> from ppvae.guides import Normal
         >>> from ppvae.models import VAE
         >>> from ppvae.networks import MLP
@@ -111,12 +117,12 @@ class SVI:
         self.callbacks = tuple(callbacks)
         self.model, self.guide, self.loss = model, guide, _own(loss)
         if isinstance(optim, PyroOptim):
-            optim, clips = _unwrap(optim)
+            optim, clips = unwrap(optim)
             clip_norm = clips.get("clip_norm", clip_norm)
             clip_value = clips.get("clip_value", clip_value)
-        _require_maker("optim", optim)
+        require_maker("optim", optim)
         if critic_optim is not None:
-            _require_maker("critic_optim", critic_optim)
+            require_maker("critic_optim", critic_optim)
         self._makers = optim, critic_optim or optim, groups or {}, scheduler
         self.parameters: dict[str, nn.Parameter] = {}
         self.optimizer: Optimizer | None = None  # until there are parameters
@@ -154,19 +160,10 @@ class SVI:
     def step(self, *args: Batch, **kwargs) -> Tensor:
         """Move the parameters; return the loss in nats per datum: 0-d, detached, on device."""
         self.prepare(*args, **kwargs)
-        optimizers = [o for o in (self.optimizer, self.critic_optimizer) if o is not None]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if self.validate else pyro.validation_enabled(False):
-            loss = self._loss_per_datum(*args, **kwargs)
-            loss.backward()
-        for optimizer in optimizers:
-            self._clip([p for group in optimizer.param_groups for p in group["params"]])
-            optimizer.step()
+        loss = self._descend(*args, **kwargs)
         if isinstance(self.loss, Objective):
             self.loss.advance()
-        self.validate = False
-        return loss.detach()
+        return loss
 
     def evaluate(self, *args: Batch, **kwargs) -> Tensor:
         """Return the loss in nats per datum, in evaluation mode; nothing is trained."""
@@ -213,19 +210,19 @@ class SVI:
 
     def _build(self) -> None:
         optim, critic_optim, groups, scheduler = self._makers
-        pair = dict(_named_parameters(model=self.model, guide=self.guide))
-        critics = dict(_named_parameters(loss=self.loss))
+        pair = dict(named_parameters(model=self.model, guide=self.guide))
+        critics = dict(named_parameters(loss=self.loss))
         if not pair:
             raise ValueError(
                 "there is nothing to train: neither model nor guide has parameters, as modules "
                 "have them; what pyro.param makes is not seen here"
             )
         self.parameters = pair | critics
-        of_critics = {prefix: o for prefix, o in groups.items() if _under("loss", prefix)}
+        of_critics = {prefix: o for prefix, o in groups.items() if under("loss", prefix)}
         of_pair = {prefix: o for prefix, o in groups.items() if prefix not in of_critics}
-        self.optimizer = _optimizer(optim, _grouped(pair, of_pair))
+        self.optimizer = make_optimizer(optim, grouped(pair, of_pair))
         if critics or of_critics:
-            self.critic_optimizer = _optimizer(critic_optim, _grouped(critics, of_critics))
+            self.critic_optimizer = make_optimizer(critic_optim, grouped(critics, of_critics))
         self.scheduler = scheduler(self.optimizer) if scheduler else None
 
     def _clip(self, parameters: list[nn.Parameter]) -> None:
@@ -233,6 +230,20 @@ class SVI:
             clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
             clip_grad_norm_(parameters, self.clip_norm)
+
+    def _descend(self, *args: Batch, **kwargs) -> Tensor:
+        """Take a step down the loss, whatever the schedules."""
+        optimizers = [o for o in (self.optimizer, self.critic_optimizer) if o is not None]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        with nullcontext() if self.validate else pyro.validation_enabled(False):
+            loss = self._loss_per_datum(*args, **kwargs)
+            loss.backward()
+        for optimizer in optimizers:
+            self._clip([p for group in optimizer.param_groups for p in group["params"]])
+            optimizer.step()
+        self.validate = False
+        return loss.detach()
 
     def _loss_per_datum(self, *args: Batch, **kwargs) -> Tensor:
         size = batch_size(args[0]) if args else 1
@@ -338,62 +349,3 @@ def _awaits_data(model: Model, guide: Guide) -> bool:
         or any(is_lazy(parameter) for parameter in part.parameters(recurse=False))
         for part in parts
     )
-
-
-def _named_parameters(**sides: Callable) -> Iterator[tuple[str, nn.Parameter]]:
-    seen = set()
-    for prefix, side in sides.items():
-        module = module_of(side)
-        for name, parameter in module.named_parameters() if module is not None else ():
-            if parameter.requires_grad and parameter not in seen:
-                seen.add(parameter)
-                yield f"{prefix}.{name}", parameter
-
-
-def _grouped(
-    parameters: Mapping[str, nn.Parameter], groups: Mapping[str, Mapping[str, object]]
-) -> list[dict[str, object]]:
-    """Return torch's parameter groups, one per prefix that has parameters, the rest first."""
-    members: dict[str, list] = {"": [], **{prefix: [] for prefix in groups}}
-    for name, parameter in parameters.items():
-        matching = [prefix for prefix in groups if _under(prefix, name)]
-        members[max(matching, key=len, default="")].append((name, parameter))
-    if empty := [prefix for prefix in groups if not members[prefix]]:
-        raise ValueError(
-            f"the parameter groups {empty} match no parameter of their own; there are: "
-            f"{', '.join(parameters)}"
-        )
-    return [
-        {"params": named, **groups.get(prefix, {})} for prefix, named in members.items() if named
-    ]
-
-
-def _under(prefix: str, name: str) -> bool:
-    """Return whether a dotted name begins with a prefix of whole words."""
-    return f"{name}.".startswith(f"{prefix.rstrip('.')}.")
-
-
-def _require_maker(argument: str, optim: object) -> None:
-    if isinstance(optim, Optimizer) or not callable(optim):
-        raise TypeError(
-            f"{argument} must make the optimizer, such as partial(torch.optim.Adam, lr=1e-3), but "
-            f"is {type(optim).__name__}"
-        )
-
-
-def _optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, object]]) -> Optimizer:
-    options = inspect.signature(optim).parameters
-    undecided = all(
-        name in options and options[name].default is None for name in ("fused", "foreach")
-    )
-    return optim(groups, fused=True) if undecided else optim(groups)
-
-
-def _unwrap(optim: PyroOptim) -> tuple[Callable[..., Optimizer], Mapping[str, float]]:
-    arguments, clips = optim.pt_optim_args, optim.pt_clip_args
-    if callable(arguments) or callable(clips) or isinstance(optim, PyroLRScheduler):
-        raise TypeError(
-            f"this {type(optim).__name__} decides per parameter or schedules its learning rate: "
-            "pass partial(torch.optim.Adam, lr=1e-3) instead, with groups= and scheduler="
-        )
-    return partial(optim.pt_optim_constructor, **arguments), clips

@@ -17,15 +17,17 @@ def _layers():
     """The table: module -> what it may import of ppvae, besides itself and its own folder."""
     bottom = {
         *("distributions", "networks", "likelihoods", "priors"),
-        *("divergences", "langevin", "pairing", "batches"),
+        *("divergences", "langevin", "pairing", "batches", "optimizers"),
     }
     zero = {"protocols"} | bottom
     judges = {"objectives", "weights"}
     tools = {"svi", "checkpoints", "failures", "training", "callbacks", "arviz", "diagnostics"}
+    tools |= {"lagging"}
     below_plots = zero | judges | tools | {"aggregation", "models", "guides"}
     return {
         "protocols": set(),
         **{name: {"protocols"} for name in bottom},
+        "priors": {"protocols", "distributions"},
         "aggregation": zero,
         "models": zero | {"aggregation"},
         "guides": zero | {"aggregation"},
@@ -36,6 +38,7 @@ def _layers():
         "failures": zero | judges | {"svi", "checkpoints"},
         "training": zero | judges | {"svi", "checkpoints", "failures"},
         "callbacks": {"objectives", "protocols", "svi", "training"},
+        "lagging": {"batches", "diagnostics", "protocols", "svi", "training"},
         "arviz": zero | judges,
         "diagnostics": zero | judges,
         "data": zero,
@@ -43,7 +46,8 @@ def _layers():
         "recipes": below_plots | {"data", "plots"},
         "report": below_plots | {"plots"},
         "runs": below_plots | {"data", "recipes"},
-        "cli": {"callbacks", "data", "diagnostics", "recipes", "report", "runs", "svi"},
+        "cli": {"callbacks", "data", "diagnostics", "recipes", "report", "runs"}
+        | {"protocols", "svi"},
     }
 
 
