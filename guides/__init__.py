@@ -7,7 +7,10 @@ from ppvae.guides.flow import Flow
 from ppvae.guides.full_rank import FullRank
 from ppvae.guides.gaussian_mixture import GaussianMixture
 from ppvae.guides.iterative_poisson import IterativePoisson
+from ppvae.guides.langevin import Langevin
 from ppvae.guides.laplace import Laplace
+from ppvae.guides.modal_latents import ModalLatents
+from ppvae.guides.multimodal import Multimodal
 from ppvae.guides.normal import Normal
 from ppvae.guides.poisson import Poisson
 
@@ -19,7 +22,10 @@ __all__ = [
     "FullRank",
     "GaussianMixture",
     "IterativePoisson",
+    "Langevin",
     "Laplace",
+    "ModalLatents",
+    "Multimodal",
     "Normal",
     "Poisson",
 ]

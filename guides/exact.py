@@ -5,9 +5,9 @@ from typing import Protocol
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ppvae.protocols import DATA_PLATE
+from ppvae.protocols import DATA_PLATE, Batch, batch_size
 
 __all__ = ["Exact", "Tractable"]
 
@@ -15,7 +15,7 @@ __all__ = ["Exact", "Tractable"]
 class Tractable(Protocol):
     """A model that knows its posterior."""
 
-    def posterior(self, batch: Tensor, /) -> dist.TorchDistribution:
+    def posterior(self, batch: Batch, /) -> dist.TorchDistribution:
         """Return p(z|x), of batch shape (N,)."""
 
 
@@ -29,7 +29,8 @@ class Exact(nn.Module):
     ln p(x, z)], the gradient of the evidence.
 
     Args:
-        model: A model with a method `posterior(batch)`, such as `models.LinearGaussian`.
+        model: A model with a method `posterior(batch)`, such as `models.LinearGaussian`, or
+            `models.Multimodal` with linear decoders, whatever is missing.
 
     Sites:
         z: (N, D) the latent; no gradient reaches the model through it.
@@ -54,9 +55,9 @@ class Exact(nn.Module):
             )
         self._model = (model,)  # a tuple keeps the model's parameters out of ours
 
-    def forward(self, batch: Tensor) -> None:
+    def forward(self, batch: Batch) -> None:
         """Sample z ~ p(z|x) at the batch `(N, ...)`."""
         with torch.no_grad():
             posterior = self._model[0].posterior(batch)
-        with pyro.plate(DATA_PLATE, len(batch), dim=-1):
+        with pyro.plate(DATA_PLATE, batch_size(batch), dim=-1):
             pyro.sample("z", posterior)

@@ -1,7 +1,7 @@
 """Models and guides to swap, objectives that pair any two, weights that judge every pair."""
 
 from ppvae import checkpoints, diagnostics, guides, models, networks, objectives
-from ppvae.arviz import from_pyro, from_pyro_svi
+from ppvae.arviz import from_langevin, from_pyro, from_pyro_svi
 from ppvae.batches import Batches, resolve_device
 from ppvae.checkpoints import CheckpointError
 from ppvae.diagnostics import compare
@@ -23,6 +23,7 @@ __all__ = [
     "compare",
     "diagnostics",
     "fit",
+    "from_langevin",
     "from_pyro",
     "from_pyro_svi",
     "guides",

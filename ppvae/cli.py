@@ -19,11 +19,15 @@ from ppvae import callbacks, runs
 from ppvae import data as data_sets
 from ppvae.data import Split
 from ppvae.diagnostics.importance import LEAST_DRAWS
-from ppvae.recipes import RECIPES, five_guides, pair
+from ppvae.protocols import batch_size, map_batch
+from ppvae.recipes import RECIPES, five_guides, kind_of, multimodal_pair, pair
 from ppvae.report import format_table, writable_folder, write_report
 from ppvae.svi import SVI
 
 __all__ = ["compare", "list_all", "main", "report", "train"]
+
+SHARED = {"arrays": pair, "modalities": multimodal_pair}  # what recipes with **kwargs hand on to
+DATA = {"arrays": "digits", "modalities": "digit_halves", "sentences": "ptb"}  # by default
 
 
 def compare(
@@ -69,7 +73,7 @@ def compare(
         interrupted = True
         print(f"\ninterrupted: reporting on what is trained, {', '.join(svis)}", file=sys.stderr)
     facts = {
-        "data": f"{data}, {len(split.train):,} to train and {len(split.test):,} to test",
+        "data": f"{data}, {len(split):,} to train and {len(split.test):,} to test",
         **options,
     }
     _report(svis, split, out, num_particles, "Five guides on one model", facts)
@@ -118,7 +122,8 @@ def train(
         **options: Of the recipe.
     """
     _require(epochs=(epochs, 1), latent_dim=(options.get("latent_dim", 1), 1))
-    chosen = {"name": data, "binarize": "none" if data == "binarized_mnist" else binarize}
+    gray = data != "binarized_mnist" and data not in data_sets.OTHER_KINDS
+    chosen = {"name": data, "binarize": binarize if gray else "none"}
     if data not in data_sets.OFFICIAL_VALIDATION:
         chosen["validation_share"] = validation_share
     chosen["seed"] = data_seed
@@ -185,10 +190,12 @@ def report(
 
 def list_all() -> None:
     """List recipes and data sets."""
-    print("recipes (ppvae train NAME)")
-    for name, recipe in RECIPES.items():
-        print(f"  {name:<16}{inspect.getdoc(recipe).splitlines()[0]}")
-    print("\ndata sets (--data NAME)")
+    for kind, default in DATA.items():
+        print(f"recipes of {kind} (ppvae train NAME; --data {default} by default)")
+        for name, recipe in RECIPES.items():
+            if kind_of(name) == kind:
+                print(f"  {name:<18}{inspect.getdoc(recipe).splitlines()[0]}")
+    print("data sets (--data NAME)")
     for name in data_sets.NAMES:
         print(f"  {name}")
 
@@ -221,14 +228,17 @@ def _train_help() -> None:
 
 def _trainer(recipe: Callable[..., SVI]) -> Callable[..., None]:
     """Return `train` with a recipe's own options, and those recipes share, among its flags."""
-    parts = ("guide", "loss", "prior", "encoder", "decoder", "optim")  # what recipes decide
-    hidden = ("recipe", "features", "options", "kwargs", *parts)
-    sources = (train, pair, recipe)  # the last word on a default is the recipe's
+    parts = ("guide", "loss", "prior", "encoder", "decoder", "optim", "aggregation")
+    hidden = ("recipe", "features", "options", "kwargs", *parts)  # what recipes decide
+    sources = [train, recipe]  # the last word on a default is the recipe's
+    if any(p.kind == p.VAR_KEYWORD for p in inspect.signature(recipe).parameters.values()):
+        sources.insert(1, SHARED[kind_of(recipe.__name__)])
     flags = {n: p for f in sources for n, p in inspect.signature(f).parameters.items()}
 
     def command(**chosen) -> None:
         train(recipe.__name__, **chosen)
 
+    flags["data"] = flags["data"].replace(default=DATA[kind_of(recipe.__name__)])
     shown = {name: p for name, p in flags.items() if name not in hidden}
     command.__signature__ = inspect.Signature(list(shown.values()))
     command.__annotations__ = {name: p.annotation for name, p in shown.items()}
@@ -275,12 +285,13 @@ def _report(
 ) -> None:
     """Write a report, print its table, and say where it is."""
     where = next(iter(svis.values())).device
-    order = torch.randperm(len(split.test), generator=torch.Generator().manual_seed(0))
-    some = order[:most_data] if most_data else torch.arange(len(split.test))
+    size = batch_size(split.test)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    some = order[:most_data] if most_data else torch.arange(size)
     labels = None if split.test_labels is None else split.test_labels[some]
     table = write_report(
         svis,
-        split.test[some].to(where),
+        map_batch(lambda leaf: leaf[some].to(where), split.test),
         out,
         labels=labels if labels is not None and labels.ndim == 1 else None,
         image=split.image,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppvae import checkpoints
 from ppvae.batches import Batches
+from ppvae.langevin import ChainError
 from ppvae.objectives import Objective
 from ppvae.protocols import Batch, local_parameters, map_batch
 from ppvae.svi import SVI
@@ -72,6 +73,9 @@ def _blame(svi: SVI, batch: Batch) -> str:
             "step before was not"
         )
     state = checkpoints.random_state()
+    if said := _diverged(svi, batch):
+        return said
+    checkpoints.set_random_state(state)
     with torch.no_grad(), pyro.validation_enabled(False):
         model_trace, guide_trace = trace_pair(svi.model, svi.guide, batch, dim=None)
         sites = [("guide", guide_trace), ("model", model_trace)]
@@ -81,6 +85,18 @@ def _blame(svi: SVI, batch: Batch) -> str:
     return "; ".join(part for part in (*found[:2], term) if part) or (
         "every site is finite: it is the objective, or the draw, that is not"
     )
+
+
+def _diverged(svi: SVI, batch: Batch) -> str:
+    """Return what a chain within the guide says, whose checks are off in training."""
+    try:
+        with pyro.validation_enabled(True):
+            svi.evaluate(batch)
+    except ChainError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 -- whatever else is wrong is looked for site by site
+        return ""
+    return ""
 
 
 def _faults(owner: str, nodes: dict[str, dict]) -> list[str]:

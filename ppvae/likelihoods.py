@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 from torch.nn.functional import softplus
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "Normal",
     "bernoulli",
     "likelihood_head",
+    "neutral",
     "normal_with_scale",
+    "one_hot",
     "poisson",
 ]
 
@@ -42,6 +45,16 @@ def poisson(h: Tensor) -> dist.Poisson:
         tensor([True])
     """
     return dist.Poisson(softplus(h) + 1e-6)  # softplus underflows to a rate of 0, which has no log
+
+
+def one_hot(h: Tensor) -> dist.OneHotCategorical:
+    """Return p(x|h) = softmax(h)_c for x the one-hot vector of class c, in float: labels.
+
+    Example:
+        >>> one_hot(torch.zeros(4)).log_prob(torch.eye(4)[2])
+        tensor(-1.3863)
+    """
+    return dist.OneHotCategorical(logits=h)
 
 
 def normal_with_scale(
@@ -156,7 +169,34 @@ def likelihood_head(likelihood: str | Likelihood) -> Likelihood:
             return Laplace(learned=True)
         case "poisson":
             return poisson
+        case "one_hot":
+            return one_hot
     raise ValueError(
-        f"unknown likelihood {likelihood!r}: choose 'bernoulli', 'normal', 'laplace' or "
-        "'poisson', or pass a callable from the decoder's output to a distribution"
+        f"unknown likelihood {likelihood!r}: choose 'bernoulli', 'normal', 'laplace', 'poisson' "
+        "or 'one_hot', or pass a callable from the decoder's output to a distribution"
     )
+
+
+def neutral(p: dist.TorchDistribution, like: Tensor) -> Tensor:
+    """Return a value inside the support of p, to stand where data are missing and masked.
+
+    What is masked is scored all the same, and its gradient multiplied by zero: it must be finite.
+
+    Args:
+        p: The likelihood of the data.
+        like: The data, for device and dtype.
+
+    Example:
+        >>> neutral(dist.Gamma(torch.ones(2), 1.0), torch.empty(())), neutral(
+        ...     one_hot(torch.zeros(2, 3)), torch.empty(())
+        ... )
+        (tensor(1.), tensor([1., 0., 0.]))
+    """
+    support = p.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    zeros = like.new_zeros(p.event_shape)
+    if support is constraints.one_hot:
+        first = torch.arange(zeros.shape[-1], device=zeros.device) == 0
+        return first.to(zeros).expand_as(zeros)
+    return zeros if support.is_discrete else transform_to(p.support)(zeros).detach()

@@ -1,6 +1,6 @@
 """Readable errors before the first step: does this guide fit this model, and this batch?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from pyro import poutine
@@ -12,6 +12,7 @@ from ppvae.protocols import (
     DATA_PLATE,
     Batch,
     Guide,
+    ModalityError,
     Model,
     batch_size,
     forked_streams,
@@ -19,9 +20,11 @@ from ppvae.protocols import (
     local_parameters,
     module_of,
     modules_of,
+    require_whole_rows,
+    seen,
 )
 
-__all__ = ["PairError", "check_pair"]
+__all__ = ["PairError", "check_modalities", "check_pair"]
 
 
 class PairError(ValueError):
@@ -44,8 +47,12 @@ def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
         PairError: If a latent site is missing from the guide or unknown to the model, if event
             shapes, supports, plates or batch sizes differ, if a site lies outside plate "data" at
             dim -1 without need, if the data are NaN or outside the likelihood's support, if
-            tensors differ in device or dtype, or if a parameter receives no gradient.
+            tensors differ in device or dtype, or if a parameter receives no gradient; of a
+            mapping, if a row is partly missing, a datum has nothing, or modalities are not those
+            of the model and guide.
         ValueError: If the batch is empty.
+        ChainError: If a chain within the guide has no finite numbers, or diverges.
+        NotImplementedError: If it cannot move the model's latents, such as discrete ones.
 
     Example:
         >>> from ppvae.guides import Normal
@@ -59,6 +66,8 @@ def check_pair(model: Model, guide: Guide, batch: Batch) -> None:
 give both the same latent_dim
     """
     size = batch_size(batch)
+    if isinstance(batch, Mapping):
+        check_modalities(batch)
     _check_tensors(model, guide, batch)
     modes = [(m, m.training) for side in (model, guide) for m in modules_of(side)]
     try:
@@ -69,6 +78,33 @@ give both the same latent_dim
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def check_modalities(batch: Batch) -> None:
+    """Check that each row of a modality is there or missing as a whole, and each datum has one.
+
+    Raises:
+        PairError: If a row is NaN in part, or a datum in all of its modalities.
+        ValueError: If the batch is empty, or its tensors differ in N.
+
+    Example:
+        >>> check_modalities({"image": torch.tensor([[1.0, torch.nan]])})
+        Traceback (most recent call last):
+        ...
+        ppvae.pairing.PairError: the modality 'image' is NaN in part in 1 of 1 rows, such as row \
+0: a row is missing as a whole, all NaN, or not at all; fill its holes, or hide the row
+    """
+    size, there = batch_size(batch), seen(batch)
+    try:
+        require_whole_rows(batch)
+    except ModalityError as error:
+        raise PairError(str(error)) from None
+    nothing = ~there.any(1)
+    if count := int(nothing.sum()):
+        raise PairError(
+            f"of {count} of {size} data nothing is seen, such as datum "
+            f"{int(nothing.nonzero()[0])}: all of {list(leaves(batch))} are NaN; leave them out"
+        )
 
 
 def _check_traces(model: Model, guide: Guide, batch: Batch, size: int) -> None:
@@ -91,6 +127,12 @@ def _check_traces(model: Model, guide: Guide, batch: Batch, size: int) -> None:
 def _run(owner: str, fn: Callable[[Batch], None], batch: Batch) -> Trace:
     try:
         return prune_subsample_sites(poutine.trace(fn).get_trace(batch))
+    except ModalityError as error:
+        raise PairError(_first_line(error)) from error
+    except PairError as error:
+        raise PairError(_first_line(error)) from error  # Pyro adds the shapes of all sites
+    except (FloatingPointError, NotImplementedError):
+        raise  # of a chain within, which says itself what to mend
     except Exception as error:
         for name, leaf in leaves(batch).items():
             if missing := _count_missing(leaf):
@@ -251,13 +293,13 @@ def _check_observed(name: str, site: dict) -> None:
             f"site {name!r}: the likelihood has shape {tuple(expected)}, but the data "
             f"{tuple(value.shape)}: let the decoder's output have the shape of the data"
         )
-    if isinstance(site["mask"], Tensor):
-        return  # what is masked is missing, and its place may hold anything
-    if missing := _count_missing(value):
+    masked = isinstance(site["mask"], Tensor)  # then missing, and its place may hold anything
+    if not masked and (missing := _count_missing(value)):
         raise PairError(
             f"site {name!r}: {missing} of {len(value)} data hold NaN: remove or fill them"
         )
-    if bad := int((~fn.support.check(value)).sum()):
+    outside = ~fn.support.check(value)
+    if bad := int((outside & site["mask"] if masked else outside).sum()):
         raise PairError(
             f"site {name!r}: {bad} of {len(value)} data lie outside the likelihood's support "
             f"{fn.support}, with values in [{float(value.min()):g}, {float(value.max()):g}]: "

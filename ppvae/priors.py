@@ -7,7 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FixedPrior", "Prior", "StandardNormal", "prior_head"]
+from ppvae.distributions import MixtureOfDiagNormals
+
+__all__ = ["FixedPrior", "NormalMixture", "Prior", "StandardNormal", "prior_head"]
 
 Prior = Callable[[], dist.TorchDistribution]
 
@@ -31,6 +33,46 @@ class StandardNormal(nn.Module):
     def forward(self) -> dist.Independent:
         """Return p(z)."""
         return dist.Normal(self.loc, self.scale, validate_args=False).to_event(1)
+
+
+class NormalMixture(nn.Module):
+    """A learned mixture of C factorized Normals.
+
+        p(z) = sum_c pi_c prod_d N(z_d; m_cd, s_cd^2)
+
+    With labels or other auxiliary variables among the modalities, this is the prior of
+    identifiable models. Starts at N(0, 1) draws of m, s = 1 and equal weights.
+
+    Args:
+        latent_dim: The size D of the latent.
+        components: C.
+
+    Raises:
+        ValueError: If D or C is not positive.
+
+    References:
+        Hirt et al. (2024), arXiv:2309.00380. Khemakhem et al. (2020), Variational Autoencoders and
+        Nonlinear ICA, arXiv:1907.04809.
+
+    Example:
+        >>> NormalMixture(2, components=5)().event_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, latent_dim: int, components: int) -> None:
+        super().__init__()
+        if latent_dim < 1 or components < 1:
+            raise ValueError(
+                f"latent_dim and components must be at least 1, but are {latent_dim} and "
+                f"{components}"
+            )
+        self.loc = nn.Parameter(torch.randn(components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self) -> MixtureOfDiagNormals:
+        """Return p(z)."""
+        return MixtureOfDiagNormals(self.loc, self.log_scale.exp(), self.logits)
 
 
 class FixedPrior(nn.Module):

@@ -17,8 +17,12 @@ The shape contract, relied on by every objective and diagnostic:
    The draws of a site so marked may leave the prior's support; `infer={"relaxed": True}` says that
    they do in training, though not in evaluation. A site whose density depends on random numbers
    drawn on the way says so in `infer={"conditional": "..."}`: it has weights, but no density at
-   given points.
-5. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
+   given points. A weightless site that stands for draws of the posterior, with which the ELBO is
+   Q = E[log p(x, z)] and bounds nothing, adds `infer={"q_function": True}`: histories then have
+   `q` where others have an ELBO, and no epoch is chosen by it.
+5. A model whose prior is made of the batch says so in words, in its attribute `reads_data`: its
+   weights bound no evidence, and `evidence` refuses them.
+6. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
 
 Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A
 latent outside of the data plate belongs to all data at once, and so do the weights of its pair:
@@ -26,13 +30,14 @@ latent outside of the data plate belongs to all data at once, and so do the weig
 `model({"x": x, "y": y})`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from pyro.nn import module as pyro_module
 from torch import Tensor, nn
 
@@ -41,20 +46,30 @@ __all__ = [
     "Batch",
     "Encoder",
     "Guide",
+    "ModalityError",
     "Model",
+    "SetGuide",
     "batch_size",
     "forked_streams",
+    "hide",
     "leaves",
     "local_parameters",
     "map_batch",
+    "modalities",
     "module_of",
     "modules_of",
+    "require_whole_rows",
     "rows_of",
+    "seen",
 ]
 
 DATA_PLATE = "data"  # the name of the plate over the batch, at dim -1
 
 Batch = Tensor | Mapping[str, Tensor]
+
+
+class ModalityError(ValueError):
+    """A batch whose modalities are not those of a model or guide."""
 
 
 @runtime_checkable
@@ -81,6 +96,19 @@ class Encoder(Protocol):
 
     def __call__(self, batch: Tensor, /) -> Tensor:
         """Return the features of the batch."""
+
+
+@runtime_checkable
+class SetGuide(Protocol):
+    """A guide of any subset of modalities, whose encoders need to run but once for all subsets."""
+
+    names: tuple[str, ...]  # of the modalities, in the order of h and `seen`
+
+    def features(self, batch: Batch, /) -> tuple[Tensor, Tensor]:
+        """Return what the encoders say, h `(N, M, E)`, and what was seen, `(N, M)` booleans."""
+
+    def sample(self, h: Tensor, seen: Tensor, /) -> None:
+        """Sample `q(z | x_S)` for a subset S of what was seen, `(N, M)` booleans."""
 
 
 def leaves(batch: Batch) -> dict[str, Tensor]:
@@ -177,6 +205,111 @@ def modules_of(side: Callable) -> list[nn.Module]:
     """
     module = module_of(side)
     return [] if module is None else list(module.modules())
+
+
+def modalities(batch: Batch, names: Collection[str], owner: str = "model") -> dict[str, Tensor]:
+    """Return a batch's modalities in the order of `names`.
+
+    Raises:
+        ModalityError: If the batch is no mapping, lacks one of them, or has another; where Pyro
+            validates, if a row is missing in part.
+
+    Example:
+        >>> list(modalities({"b": torch.zeros(2, 1), "a": torch.ones(2, 1)}, ["a", "b"]))
+        ['a', 'b']
+    """
+    if not isinstance(batch, Mapping):
+        raise ModalityError(
+            f"the {owner} takes a mapping of the modalities {list(names)} to tensors (N, ...), "
+            f"but the batch is a {type(batch).__name__}: write {{name: tensor, ...}}"
+        )
+    named = leaves(batch)
+    if absent := [name for name in names if name not in named]:
+        raise ModalityError(
+            f"the batch has {list(named)}, but lacks {absent}, which the {owner} knows: where a "
+            "modality is missing from all rows, pass rows of NaN"
+        )
+    if unknown := [name for name in named if name not in names]:
+        raise ModalityError(
+            f"the {owner} does not know the modalities {unknown} of the batch, only "
+            f"{list(names)}: drop them, or build the {owner} with them"
+        )
+    if is_validation_enabled():  # it reads values, which a step must not wait for
+        require_whole_rows(named)
+    return {name: named[name] for name in names}
+
+
+def require_whole_rows(batch: Batch) -> None:
+    """Raise if a row of a modality is missing in part.
+
+    Raises:
+        ModalityError: If it is, naming modality and row.
+
+    Example:
+        >>> require_whole_rows({"image": torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])})
+    """
+    size = batch_size(batch)
+    for name, leaf in leaves(batch).items():
+        missing = leaf.isnan().reshape(size, -1)
+        partly = missing.any(1) & ~missing.all(1)
+        if count := int(partly.sum()):
+            raise ModalityError(
+                f"the modality {name!r} is NaN in part in {count} of {size} rows, such as row "
+                f"{int(partly.nonzero()[0])}: a row is missing as a whole, all NaN, or not at "
+                "all; fill its holes, or hide the row"
+            )
+
+
+def seen(batch: Batch) -> Tensor:
+    """Return which modalities each datum has, `(N, M)` booleans in the batch's order.
+
+    A modality is missing where its row is all NaN; integers are always there.
+
+    Example:
+        >>> nan = float("nan")
+        >>> seen({"image": torch.tensor([[1.0, 2.0], [nan, nan]]), "label": torch.eye(2)})
+        tensor([[ True,  True],
+                [False,  True]])
+    """
+    size = batch_size(batch)
+    columns = [~leaf.isnan().reshape(size, -1).all(1) for leaf in leaves(batch).values()]
+    return torch.stack(columns, dim=1)
+
+
+def hide(batch: Batch, keep: Tensor) -> Batch:
+    """Return the batch with NaN wherever a modality is not to be seen.
+
+    Args:
+        batch: x, `(N, ...)` each.
+        keep: Which modalities stay, `(N, M)` or `(M,)` booleans in the batch's order.
+
+    Raises:
+        ValueError: If `keep` has another shape, or a modality holds integers, which have no NaN.
+
+    Example:
+        >>> hide({"a": torch.ones(2, 1), "b": torch.ones(2, 1)}, torch.tensor([True, False]))["b"]
+        tensor([[nan],
+                [nan]])
+    """
+    named, size = leaves(batch), batch_size(batch)
+    if keep.dtype != torch.bool or keep.shape not in ((size, len(named)), (len(named),)):
+        raise ValueError(
+            f"keep must be booleans of shape (N, M) = ({size}, {len(named)}) or (M,), one column "
+            f"for each of {list(named)}, but is {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    for name, leaf in named.items():
+        if not leaf.is_floating_point():
+            raise ValueError(
+                f"the modality {name!r} holds {leaf.dtype}, and no integer is NaN, so that it "
+                "cannot be hidden: keep labels and text one-hot, in float"
+            )
+    hidden = {
+        name: torch.where(column.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, torch.nan)
+        for (name, leaf), column in zip(
+            named.items(), keep.expand(size, -1).unbind(1), strict=True
+        )
+    }
+    return hidden if isinstance(batch, Mapping) else hidden["x"]
 
 
 @contextmanager

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from ppvae import diagnostics, plots
+from ppvae.protocols import Batch, batch_size, rows_of
 from ppvae.svi import SVI
 from ppvae.training import History
 
@@ -51,7 +54,7 @@ figcaption, .facts { color: #555; font-size: .9rem; }
 
 def write_report(
     svis: Mapping[str, SVI],
-    batch: "Tensor",
+    batch: Batch,
     out: str | Path,
     *,
     labels: "Tensor | None" = None,
@@ -69,7 +72,7 @@ def write_report(
 
     Args:
         svis: Trained pairs by name.
-        batch: Held-out data x, (N, ...), images.
+        batch: Held-out data x, (N, ...): images, which are drawn, or sentences, or modalities.
         out: The folder; made if need be, and its two files replaced.
         labels: (N,) integers, for the latent map; without them it is left out.
         image: The shape (C, H, W) of one datum.
@@ -105,7 +108,7 @@ def write_report(
     table = pd.DataFrame({name: v.row for name, v in verdicts.items()}).T.rename_axis("guide")
     table["seconds"] = [sum(record["seconds"] for record in svi.records) for svi in svis.values()]
     table = table[list(COLUMNS)]
-    figures = _figures(svis, verdicts, batch[:most_data], labels, image)
+    figures = _figures(svis, verdicts, rows_of(batch, 0, most_data), labels, image)
     table.to_csv(folder / "comparison.csv")
     page = _page(title, facts or {}, table, figures)
     (folder / "index.html").write_text(page, encoding="utf-8")
@@ -146,7 +149,7 @@ def writable_folder(out: str | Path) -> Path:
 def _figures(
     svis: Mapping[str, SVI],
     verdicts: Mapping[str, diagnostics.Verdict],
-    batch: "Tensor",
+    batch: Batch,
     labels: "Tensor | None",
     image: tuple[int, ...] | None,
 ) -> dict[str, "Figure"]:
@@ -158,14 +161,19 @@ def _figures(
     splits = {name: v.split for name, v in verdicts.items() if v.split is not None}
     divergences = {name: verdict.kl_per_dimension for name, verdict in verdicts.items()}
     figures = {
-        "Training: the ELBO of the test data after each epoch, one draw per datum.": (
+        "Training: the ELBO of held-out data after each epoch, one draw per datum.": (
             plots.training_curves({name: History(svi.records) for name, svi in svis.items()})
-        ),
-        "Test data, and their reconstructions by each pair: the likelihood's means at one draw of "
-        "the latent.": plots.reconstructions(pairs, batch, image=image),
-        "Prior samples of each model: the likelihood's means at draws from the prior.": (
-            plots.prior_samples(models, batch, image=image)
-        ),
+        )
+    }
+    if isinstance(batch, torch.Tensor) and batch.is_floating_point():
+        figures |= {
+            "Test data, and their reconstructions by each pair: the likelihood's means at one "
+            "draw of the latent.": plots.reconstructions(pairs, batch, image=image),
+            "Prior samples of each model: the likelihood's means at draws from the prior.": (
+                plots.prior_samples(models, batch, image=image)
+            ),
+        }
+    figures |= {
         "Pareto k of every test datum. Above 0.7 (solid) no practicable number of draws helps; "
         "above the dashed line this number does not suffice.": plots.pareto_k(tails),
         "KL of each latent dimension: exact for a factorized guide, else that of Normal marginals "
@@ -175,7 +183,7 @@ def _figures(
     }
     if labels is not None:
         caption = "Posterior means in the plane of their first principal components, by label."
-        figures[caption] = plots.latent_map(guides, batch, labels[: len(batch)])
+        figures[caption] = plots.latent_map(guides, batch, labels[: batch_size(batch)])
     caption = (
         "The aggregate posterior over the prior (gray). Where they part, prior samples come from "
         "places that the decoder has not seen."

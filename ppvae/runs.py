@@ -14,7 +14,7 @@ from ppvae.batches import resolve_device
 from ppvae.checkpoints import CheckpointError
 from ppvae.data import Split
 from ppvae.protocols import Guide, Model
-from ppvae.recipes import RECIPES
+from ppvae.recipes import RECIPES, kind_of
 from ppvae.svi import SVI
 from ppvae.training import History, fit
 
@@ -106,7 +106,10 @@ def train(
             "another folder"
         )
     split = load_data(settings, root=root, download=download)
-    options = {"features": split.train[0].numel(), **settings.options}
+    _require_kind(settings, split)
+    if held:
+        _require_features(_read(folder), split, folder)
+    options = {"features": split.features, **settings.options}
     settings = settings._replace(options=options)
     svi = _build(settings, device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,18 +169,34 @@ def load_data(settings: Settings, *, root: str | Path = "data", download: bool =
     return data.load(**settings.data, root=root, download=download)
 
 
-def _build(settings: Settings, device: str) -> SVI:
+def _require_kind(settings: Settings, split: Split) -> None:
+    """Raise if the recipe is unknown, or for data of another kind."""
     if settings.recipe not in RECIPES:
         raise ValueError(
             f"unknown recipe {settings.recipe!r}: choose one of {', '.join(sorted(RECIPES))}"
         )
+    if split.kind != kind_of(settings.recipe):
+        fitting = [name for name in RECIPES if kind_of(name) == split.kind]
+        raise ValueError(
+            f"{settings.recipe} takes {kind_of(settings.recipe)}, but {settings.data['name']} "
+            f"holds {split.kind}: take one of {', '.join(fitting)}, or other data"
+        )
+
+
+def _build(settings: Settings, device: str) -> SVI:
     pyro.set_rng_seed(settings.seed)
     return RECIPES[settings.recipe](**_recipe_options(settings), device=resolve_device(device))
 
 
 def _recipe_options(settings: Settings) -> dict[str, object]:
     """Return the options as the recipe takes them: JSON makes lists of tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.options.items()}
+    return {name: _tuples(value) for name, value in settings.options.items()}
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _write(folder: Path, settings: Settings) -> None:
@@ -205,12 +224,22 @@ def _require_same(old: Settings, new: Settings, folder: Path) -> None:
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name != "options.features"
+        if before.get(name) != now.get(name) and name != "options.features"  # they are the data's
     ]
     if differing:
         raise ValueError(
             f"{folder} cannot be resumed with other settings: {'; '.join(differing)}. Take the "
             "old ones, or another folder"
+        )
+
+
+def _require_features(old: Settings, split: Split, folder: Path) -> None:
+    before, now = (json.loads(json.dumps(f)) for f in (old.options["features"], split.features))
+    if before != now:
+        what = "the words" if split.kind == "sentences" else "the sizes"
+        raise ValueError(
+            f"{what} of these data are not those that the run in {folder} was trained on: resume "
+            "with the same files, or take another folder"
         )
 
 

@@ -20,7 +20,13 @@ from ppvae.pairing import PairError, check_pair
 from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
 from ppvae.svi import SVI
-from ppvae.weights import WeightlessError, elbo_per_datum, log_weights
+from ppvae.weights import (
+    WeightlessError,
+    elbo_per_datum,
+    is_q_function,
+    log_weights,
+    require_evidence,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +42,10 @@ class History:
     Columns: `epoch`, `loss`, the terms that the objective names, `validation_elbo` where asked for
     (with `validation_bound`, the importance-weighted one, under `IWELBO`; with `validation_loss`,
     the objective's own, under penalties, which the ELBO leaves out; only that for a guide without
-    a density), and `seconds`.
+    a density, or a prior that reads the data), and `seconds`. With a guide without an entropy, as
+    `guides.Langevin` is trained, there are `q`, the loss with its sign turned, and `validation_q`
+    instead of an ELBO, and `cross_entropy`, -E[log p(z)], instead of the KL: Q = E[log p(x, z)]
+    bounds nothing, and may rise as the model gets worse.
 
     Example:
         >>> history = History([{"epoch": 1, "loss": 3.0, "seconds": 0.1}])
@@ -109,7 +118,8 @@ def fit(
         batch_size: Of the minibatches, where `data` is a whole set; 128, or N where that is less.
         patience: Stop after this many epochs without a better validation ELBO (bound under
             `IWELBO`, loss under penalties, training loss without `validation`), and go back to the
-            best epoch: weights, optimizer and schedules together.
+            best epoch: weights, optimizer and schedules together. Not where the history has `q`:
+            the last epoch counts as the best there.
         checkpoint: A folder for the run: its last and its best checkpoint, and `history.jsonl`.
         resume: Whether to go on from the last checkpoint, if there is one.
         callbacks: Functions of (svi, history), called after each epoch, after those of `svi`.
@@ -121,8 +131,8 @@ def fit(
     Raises:
         PairError: If model, guide, first batch and validation data do not fit together, in words.
         TypeError: If the data are neither tensors nor an iterable.
-        ValueError: If the data are empty, `epochs` is negative, `patience` is not positive, or
-            `batch_size` is given with an iterable.
+        ValueError: If the data are empty, `epochs` is negative, `patience` is not positive, or is
+            given where the loss is no bound, or `batch_size` is given with an iterable.
         FileExistsError: If the folder holds a run already, and `resume` is not set.
         CheckpointError: If the checkpoint to resume from is damaged, or of something else.
         FloatingPointError: If a loss is not finite, naming step, term and site; the last
@@ -161,9 +171,9 @@ def fit(
         first = True
         while len(history) < until and not _stale(history, patience, began):
             start = time.perf_counter()
-            record = {"epoch": len(history) + 1, **_epoch(svi, batches, first=first)}
+            record = {"epoch": len(history) + 1, **_epoch(svi, batches, patience, first=first)}
             if held_out is not None:
-                record |= _validate(svi, held_out, batches)
+                record |= _validate(svi, held_out, batches, without_bound="q" in record)
             record["seconds"] = time.perf_counter() - start
             history.records.append(record)
             _advance_scheduler(svi, record)
@@ -175,7 +185,7 @@ def fit(
             if checkpoint is not None:
                 checkpoints.save(checkpoint, svi, sampler=_sampler(batches), best=improved)
                 checkpoints.append_history(checkpoint, record)
-            shown = ("loss", "validation_elbo", "validation_loss")
+            shown = ("loss", "validation_elbo", "validation_loss", "validation_q")
             bar.set_postfix({name: f"{record[name]:.5g}" for name in shown if name in record})
             bar.update()
             first = False
@@ -243,6 +253,8 @@ def _sampler(batches: Iterable[Batch]) -> dict[str, int]:
 
 def _score(record: Mapping[str, float]) -> float:
     """Return what a better epoch has more of."""
+    if "q" in record:  # it bounds nothing, so that no epoch is better by it
+        return record["epoch"]
     if "validation_bound" in record:
         return record["validation_bound"]
     if "validation_loss" in record:  # what is trained is not what the ELBO measures
@@ -265,15 +277,20 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return map_batch(lambda leaf: leaf.to(device, non_blocking=True), batch)
 
 
-def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, float]:
+def _epoch(
+    svi: SVI, batches: Iterable[Batch], patience: int | None, *, first: bool
+) -> dict[str, float]:
     """Train for one epoch, and return the means of the loss and its terms over the data."""
     start = Snapshot(svi, batches)
     count, sums, losses = 0, {}, []
+    without_bound = not first and "q" in svi.records[-1]
     for index, batch in enumerate(batches):
         batch = _moved(batch, svi.device)
         if first:
             if index == 0:
                 check_pair(svi.model, svi.guide, batch)
+                without_bound = is_q_function(svi.guide, batch)
+                _refuse_patience(patience, without_bound)
             svi.validate = True
         size = number_of_data(batch)
         terms = {"loss": svi.step(batch)}
@@ -290,7 +307,21 @@ def _epoch(svi: SVI, batches: Iterable[Batch], *, first: bool) -> dict[str, floa
         )
     _require_finite(svi, batches, start, torch.stack(losses))
     _require_finite_parameters(svi, batches, start)
-    return {name: float(total) / count for name, total in sums.items()}
+    record = {name: float(total) / count for name, total in sums.items()}
+    if not without_bound:
+        return record
+    if "kl" in record:  # of a point it is -E[log p(z)]: the entropy is not there
+        record["cross_entropy"] = record.pop("kl")
+    return record | {"q": -record["loss"]}
+
+
+def _refuse_patience(patience: int | None, without_bound: bool) -> None:
+    if patience is not None and without_bound:
+        raise ValueError(
+            f"patience={patience} stops by the loss, but with this guide that is -Q = -E[log p(x, "
+            "z)], which bounds nothing: it falls as the guide narrows. Leave patience out, and "
+            "choose the epochs by the evidence under a guide with a density"
+        )
 
 
 def _require_finite(svi: SVI, batches: Iterable[Batch], start: Snapshot, losses: Tensor) -> None:
@@ -336,7 +367,9 @@ def _takes_all_data(svi: SVI) -> bool:
     return any(isinstance(part, AutoGuide) for part in modules_of(svi.guide))
 
 
-def _validate(svi: SVI, held_out: Batch, batches: Iterable[Batch]) -> dict[str, float]:
+def _validate(
+    svi: SVI, held_out: Batch, batches: Iterable[Batch], *, without_bound: bool
+) -> dict[str, float]:
     size = batches.batch_size if isinstance(batches, Batches) else DEFAULT_BATCH_SIZE
     penalized = isinstance(svi.loss, PenalizedELBO) and bool(svi.loss.penalty_names)
     with forked_streams():
@@ -344,11 +377,13 @@ def _validate(svi: SVI, held_out: Batch, batches: Iterable[Batch]) -> dict[str, 
         try:
             if isinstance(svi.loss, IWELBO):
                 log_w = log_weights(svi.model, svi.guide, held_out, svi.loss.num_particles)
+                require_evidence(log_w)
                 bound = float(log_mean_exp(log_w).mean())
                 return {"validation_elbo": float(log_w.mean()), "validation_bound": bound}
             record = {"validation_elbo": float(elbo_per_datum(svi.model, svi.guide, held_out))}
         except WeightlessError:
-            return {"validation_loss": _held_out_loss(svi, held_out, size)}
+            loss = _held_out_loss(svi, held_out, size)
+            return {"validation_q": -loss} if without_bound else {"validation_loss": loss}
         if penalized:
             record["validation_loss"] = _held_out_loss(svi, held_out, size)
         return record

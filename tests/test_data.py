@@ -5,6 +5,7 @@ tests skip.
 """
 
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 
@@ -471,13 +472,27 @@ def test_an_official_validation_part_is_kept(tmp_path):
         load("binarized_mnist", root=tmp_path, validation_share=0.1)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - BY_HAND))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BY_HAND - set(data.OTHER_KINDS)))
 def test_missing_files_name_the_call_that_mends_it(tmp_path, name):
     call = f"ppvae.data.load('{name}', root='{tmp_path}', download=True)"
     with pytest.raises(FileNotFoundError) as caught:
         load(name, root=tmp_path)
     assert call in str(caught.value)
     assert name in data.readers.ARCHIVES
+
+
+@pytest.mark.parametrize("name", ["ptb", "short_yelp", "text", "mfeat", "polymnist"])
+def test_missing_sentences_and_modalities_are_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+        load(name, root=tmp_path)
+    with pytest.raises(ValueError, match=f"{name} holds no gray images"):
+        load(name, root=tmp_path, binarize="threshold")
+
+
+def test_text_without_a_test_part_is_refused(tmp_path):
+    (tmp_path / "train.txt").write_text("a cat\n")
+    with pytest.raises(FileNotFoundError, match="has no test part: name a file there test.txt"):
+        load("text", root=tmp_path)
 
 
 def test_a_failed_download_names_the_files_to_put_there(tmp_path, monkeypatch):

@@ -18,12 +18,12 @@ import ppvae
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NAMES = {"torch": torch, "pyro": pyro, "dist": dist, "nn": nn, "np": np}
-ABSTRACT = {"Amortized", "Counts", "Objective"}
+ABSTRACT = {"Aggregation", "Amortized", "Counts", "Objective"}
 TERMS = {"Terms"}  # what an objective reads off its traces: made by Objective, for subclasses
 DOORS = [  # what users import from: whatever is listed there shows an example
     *("ppvae", "ppvae.models", "ppvae.guides", "ppvae.objectives", "ppvae.networks"),
     *("ppvae.likelihoods", "ppvae.priors", "ppvae.distributions", "ppvae.divergences"),
-    *("ppvae.diagnostics", "ppvae.arviz", "ppvae.data"),
+    *("ppvae.diagnostics", "ppvae.arviz", "ppvae.data", "ppvae.aggregation"),
 ]
 
 

@@ -14,6 +14,7 @@ from ppvae.diagnostics import (
     pareto_k,
 )
 from ppvae.objectives import BetaELBO
+from ppvae.protocols import map_batch
 from ppvae.weights import trace_pair
 
 pytestmark = pytest.mark.gpu
@@ -21,10 +22,15 @@ pytestmark = pytest.mark.gpu
 WEIGHED = [pair for pair in PAIRS if pair.density]
 
 
+def on_cuda(batch):
+    """Return the batch on the device."""
+    return map_batch(lambda leaf: leaf.to("cuda"), batch)
+
+
 def on_device(pair):
     """Return model, guide and batch on the device."""
     model, guide = pair.make()
-    return model.to("cuda"), guide.to("cuda"), pair.batch.to("cuda")
+    return model.to("cuda"), guide.to("cuda"), on_cuda(pair.batch)
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ def test_the_same_draws_weigh_the_same(pair):
         traces = trace_pair(model.eval(), guide.eval(), pair.batch, 3)
     values = {n: s["value"] for n, s in traces[1].nodes.items() if s["type"] == "sample"}
     moved = {name: value.to("cuda") for name, value in values.items()}
-    model, guide, batch = model.to("cuda"), guide.to("cuda"), pair.batch.to("cuda")
+    model, guide, batch = model.to("cuda"), guide.to("cuda"), on_cuda(pair.batch)
     conditioned = pyro.poutine.condition(model, data=moved)
     with torch.no_grad():
         trace = pyro.poutine.trace(pyro.plate("k", 3, dim=-2)(conditioned)).get_trace(batch)

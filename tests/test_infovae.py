@@ -25,11 +25,12 @@ from ppvae.likelihoods import normal_with_scale
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.objectives import BetaELBO, InfoELBO, MixtureELBO
+from ppvae.protocols import map_batch
 from ppvae.recipes import aae, infovae, mmdvae
 from ppvae.weights import trace_pair
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
-GAUSSIAN = [pair for pair in PAIRS if pair.gaussian and pair.steady]
+GAUSSIAN = [pair for pair in PAIRS if pair.gaussian and pair.steady and pair.numbers]
 
 
 def never(*_):
@@ -47,7 +48,8 @@ def outcome_of(model, guide, batch, loss):
     loss = loss.double() if isinstance(loss, nn.Module) else loss
     svi = train(model.double(), guide.double(), loss)
     pyro.set_rng_seed(1)
-    value = svi._loss_per_datum(batch.double())
+    batch = map_batch(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, batch)
+    value = svi._loss_per_datum(batch)
     names, parameters = zip(*svi.parameters.items(), strict=True)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     found = {n: g for n, g in zip(names, gradients, strict=True) if g is not None}

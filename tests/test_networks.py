@@ -18,7 +18,11 @@ NETWORKS = {
     "encoder-64": (lambda: ConvEncoder((3, 64, 64), 7), (3, 64, 64), (7,)),
     "encoder-flat": (lambda: ConvEncoder((1, 28, 28), 7), (784,), (7,)),
     "encoder-wide": (lambda: ConvEncoder((2, 8, 16), 7, channels=(4, 4, 4)), (2, 8, 16), (7,)),
+    "encoder-odd": (lambda: ConvEncoder((3, 7, 10), 5, channels=(4, 4, 4), kernel=3),)
+    + ((3, 7, 10), (5,)),
     "decoder-28": (lambda: ConvDecoder(3, (1, 28, 28)), (3,), (1, 28, 28)),
+    "decoder-odd": (lambda: ConvDecoder(3, (3, 7, 10), channels=(4, 4, 4), kernel=3),)
+    + ((3,), (3, 7, 10)),
     "decoder-32": (lambda: ConvDecoder(3, (3, 32, 32)), (3,), (3, 32, 32)),
     "decoder-64": (lambda: ConvDecoder(3, (3, 64, 64)), (3,), (3, 64, 64)),
     "decoder-wide": (lambda: ConvDecoder(3, (2, 8, 16), channels=(4, 4, 4)), (3,), (2, 8, 16)),
@@ -97,6 +101,8 @@ def test_events_are_flattened_and_the_rest_is_left(shape, features, flat):
         (lambda: MLP(784), "MLP needs in_features and out_features, but got sizes (784,)"),
         (lambda: ConvEncoder((1, 30, 30), 4), "sides divisible by 4 = 2^2"),
         (lambda: ConvEncoder((28, 28), 4), "image must be (channels, height, width)"),
+        (lambda: ConvEncoder((28, 28), 4, kernel=3), "image must be (channels, height, width)"),
+        (lambda: ConvDecoder(2, (1, 28, 28), kernel=5), "kernel must be 4, for even sides, or 3"),
         (lambda: ConvDecoder(2, (1, 28, 28), channels=(8, 8, 8)), "choose fewer channels, or pad"),
         (
             lambda: MLP(784, 4)(torch.zeros(5, 783)),
@@ -117,3 +123,15 @@ def test_any_module_with_out_features_is_an_encoder():
     assert Normal(nn.Linear(8, 4), latent_dim=2).head.in_features == 4
     with pytest.raises(TypeError, match="the encoder Sequential has no out_features"):
         Normal(nn.Sequential(nn.Linear(8, 4)), latent_dim=2)
+
+
+def test_kernels_of_three_are_the_published_small_pair():
+    """28, 14, 7, 4 pixels a side: 2,048 features of 128 channels, and back."""
+    encoder = ConvEncoder((3, 28, 28), 64, channels=(32, 64, 128), kernel=3)
+    decoder = ConvDecoder(64, (3, 28, 28), channels=(128, 64, 32), kernel=3)
+    assert encoder.layers[-1].in_features == decoder.layers[0].out_features == 2048
+    sides, images = [], decoder.layers[:2](torch.zeros(1, 64))
+    for layer in decoder.layers[2:]:
+        images = layer(images)
+        sides.append(images.shape[-1])
+    assert sides[1::2] == [7, 14, 28]

@@ -30,6 +30,7 @@ from ppvae.divergences import kl_per_coordinate
 from ppvae.guides import GaussianMixture
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO, log_mean_exp, warmup
+from ppvae.protocols import batch_size, map_batch
 from ppvae.weights import trace_pair
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
@@ -38,14 +39,15 @@ BY_NAME = {pair.name: pair for pair in PAIRS}
 def double(pair, seed=0):
     """Return model, guide and batch in double precision."""
     model, guide = pair.make(seed)
-    return model.double(), guide.double(), pair.batch.double()
+    batch = map_batch(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, pair.batch)
+    return model.double(), guide.double(), batch
 
 
 def loss_and_gradients(model, guide, batch, loss, seed=1):
     """Return the loss summed over the batch, and its gradient by name."""
     pyro.set_rng_seed(seed)
     svi = train(model, guide, loss)
-    value = svi._loss_per_datum(batch) * len(batch)
+    value = svi._loss_per_datum(batch) * batch_size(batch)
     names, parameters = zip(*svi.parameters.items(), strict=True)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return value.detach(), {n: g for n, g in zip(names, gradients, strict=True) if g is not None}

@@ -12,9 +12,16 @@ from ppvae.diagnostics import (
     judge,
     population_moments,
 )
-from ppvae.guides import FullRank, Normal
-from ppvae.models import VAE
+from ppvae.guides import Exact, FullRank, Normal
+from ppvae.guides import ModalLatents as ModalGuide
+from ppvae.models import VAE, LinearGaussian, ModalLatents
 from ppvae.networks import MLP
+
+PLANE = torch.ones(1, 3)
+
+
+def plane():
+    return LinearGaussian(torch.tensor([[2.0, 0.3], [-0.5, 1.0], [0.2, -0.4]]), scale=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +34,14 @@ def judged():
     return model, guides, batch, verdicts
 
 
+def views_pair():
+    """Return a model, a guide and data of two square views."""
+    sizes = {"left": 16, "right": 9}
+    guide = ModalGuide({n: MLP(size, 8) for n, size in sizes.items()}, latent_dim=2)
+    model = ModalLatents({n: MLP(2, size) for n, size in sizes.items()}, 2, guide=guide)
+    return model, guide, {n: torch.rand(5, size) for n, size in sizes.items()}
+
+
 def drawings(judged):
     """Return every figure of the module, by function."""
     model, guides, batch, verdicts = judged
@@ -37,6 +52,7 @@ def drawings(judged):
         "reconstructions": plots.reconstructions(pairs, batch, count=5),
         "prior_samples": plots.prior_samples({"a": model}, batch, count=5),
         "pareto_k": plots.pareto_k({n: v.tail for n, v in verdicts.items()}),
+        "kl_to_mixture": plots.kl_to_mixture(),
         "kl_per_dimension": plots.kl_per_dimension(
             {n: v.kl_per_dimension for n, v in verdicts.items()}
         ),
@@ -48,10 +64,16 @@ def drawings(judged):
             {n: population_moments(g, batch) for n, g in guides.items()}
         ),
         "rate_distortion": plots.rate_distortion({"beta": [("1", 3.0, 9.0), ("2", 2.0, 11.0)]}),
+        "not_a_bound": plots.not_a_bound({"masked": torch.randn(20), "mixture": -torch.rand(20)}),
+        "likelihood_gaps": plots.likelihood_gaps({"PoE": {"masked": [1e-4], "mixture": [1e-2]}}),
+        "cross_generation": plots.cross_generation(*views_pair(), count=3),
         "dictionary": plots.dictionary(torch.randn(64, 10), order=torch.rand(10)),
         "rate_histograms": plots.rate_histograms({"prior": torch.rand(20) + 0.1}),
         "error_by_sparsity": plots.error_by_sparsity({"LCA": [("0.5", 0.8, 40.0)]}),
         "relaxation": plots.relaxation(),
+        "posterior_draws": plots.posterior_draws(plane(), {"exact": Exact(plane())}, PLANE),
+        "chain_paths": plots.chain_paths(plane(), {"4 steps": [0.3] * 4}, PLANE, chains=3),
+        "short_runs": plots.short_runs(chains=100),
         "densities": plots.densities({"normal": torch.distributions.Normal(0.0, 1.0)}),
         "penalty_and_kl": plots.penalty_and_kl(),
         "codes_and_box": plots.codes_and_box(guides, batch, 0.1),
@@ -118,6 +140,27 @@ def test_the_dictionary_is_sorted_and_scaled():
         assert torch.allclose(canvas[top : top + 2, left : left + 2], atom / atom.abs().max())
     assert canvas[4:6, 7:9].isnan().all()  # a sixth is not drawn
     assert canvas[0].isnan().all() and canvas[:, 3].isnan().all()
+
+
+def test_chains_are_drawn_from_start_to_end():
+    """A line of K + 1 points per chain; the titles know the exact posterior from a wrong one."""
+    (axes,) = plots.chain_paths(plane(), {"a": [0.2] * 7}, PLANE, chains=5).axes
+    paths = [line for line in axes.lines if len(line.get_xdata()) == 8]
+    assert len(paths) == 5
+    guides = {"exact": Exact(plane()), "other": Exact(LinearGaussian(torch.zeros(3, 2)))}
+    figure = plots.posterior_draws(plane(), guides, PLANE, draws=4000)
+    exact, other = (axes.get_title() for axes in figure.axes)
+    assert "mean off by 0.0" in exact and ("x 1.0" in exact or "x 0.9" in exact)
+    assert "mean off by 0.0" not in other
+    with pytest.raises(ValueError, match="a plane takes two latent coordinates"):
+        plots.chain_paths(LinearGaussian(torch.ones(3, 1)), {"a": [0.2]}, PLANE)
+
+
+def test_curves_of_q_say_that_they_are_no_bound():
+    history = History([{"epoch": e, "q": e - 9.0, "validation_q": e - 9.5} for e in range(3)])
+    for column in ("q", "validation_q"):
+        (axes,) = plots.training_curves({"langevin": history}, column).axes
+        assert axes.get_ylabel().endswith("Q, no bound (nats per datum)")
 
 
 def test_rate_histograms_show_shares():

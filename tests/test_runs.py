@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import ppvae
-from ppvae import cli, recipes, runs
+from ppvae import cli, data, recipes, runs
 from ppvae.data import NAMES
-from ppvae.recipes import RECIPES
+from ppvae.protocols import batch_size
+from ppvae.recipes import RECIPES, kind_of
 from ppvae.svi import SVI
 
 SMALL = ("--hidden", 8, "--latent-dim", 2, "--device", "cpu")
@@ -34,11 +35,20 @@ def ppvae_command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def text(tmp_path):
+    """Flags for sentences: a folder of lines."""
+    for part, lines in {"train": "a cat sat\na dog\na cat\n" * 7, "test": "a dog sat\n"}.items():
+        (tmp_path / f"{part}.txt").write_text(lines)
+    return ("--data", "text", "--root", tmp_path, "--embedding-dim", 4, "--batch-size", 8)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_trains_resumes_and_loads(ppvae_command, tmp_path, recipe):
-    flags = ("train", recipe, *SMALL, *EXTRA.get(recipe, ()), "--out", tmp_path)
-    code, out, _ = ppvae_command(*flags, "--epochs", 1)
-    assert code == 0
+def test_every_recipe_trains_resumes_and_loads(ppvae_command, tmp_path, text, recipe):
+    extra = text if kind_of(recipe) == "sentences" else EXTRA.get(recipe, ())
+    flags = ("train", recipe, *SMALL, *extra, "--out", tmp_path)
+    code, out, err = ppvae_command(*flags, "--epochs", 1)
+    assert code == 0, err
     assert f"ppvae report {tmp_path}" in out
     assert ppvae_command(*flags, "--epochs", 3, "--resume")[0] == 0
     run = ppvae.load(tmp_path, "last", device="cpu")
@@ -143,7 +153,40 @@ def test_real_images_by_the_same_command(ppvae_command, tmp_path, root, name):
     assert ppvae.load(tmp_path, device="cpu").history["validation_elbo"][0] > -450
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def test_sentences_are_reported(ppvae_command, tmp_path, text):
+    flags = (*SMALL, *text, "--epochs", 1, "--out", tmp_path / "run")
+    ppvae_command("train", "lstm_vae", *flags)
+    (tmp_path / "test.txt").write_text("a cat sat\na dog sat\na cat\n" * 20)
+    where = ("--root", tmp_path, "--device", "cpu", "--out", tmp_path / "r")
+    code, _, err = ppvae_command("report", tmp_path / "run", "--num-particles", 30, *where)
+    assert code == 0, err
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4  # images of sentences are none
+
+
+def test_other_words_are_another_run(ppvae_command, tmp_path, text):
+    flags = ("train", "lstm_vae", *SMALL, *text, "--out", tmp_path / "run")
+    ppvae_command(*flags, "--epochs", 1)
+    (tmp_path / "train.txt").write_text("a cow sat\na dog\na cow\n" * 7)
+    code, _, err = ppvae_command(*flags, "--epochs", 2, "--resume")
+    assert code == 2
+    assert "the words of these data are not those" in err
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_share_of_modalities_validates(seed):
+    split = data.load("digit_halves", validation_share=0.1, seed=seed)
+    sizes = [batch_size(part) for part in (split.train, split.validation, split.test)]
+    assert sizes == [1295, 143, 359]
+    assert split.features == {"top": 32, "bottom": 32}
+    with pytest.raises(ValueError, match="validation_share must leave both parts data"):
+        data.load("digit_halves", validation_share=1.0)
+
+
+ARRAYS = [name for name in RECIPES if kind_of(name) == "arrays"]
+
+
+@pytest.mark.parametrize("recipe", ARRAYS)
 def test_recipes_take_color_images(recipe):
     images = torch.rand(20, 3072)
     svi = RECIPES[recipe](3072, hidden=(8,), likelihood="normal", device="cpu")
@@ -196,6 +239,8 @@ def test_papers_numbers_are_the_defaults():
         (("--epochs", 0), "epochs must be at least 1"),
         (("--latent-dim", 0), "latent_dim must be at least 1"),
         (("--device", "tpu"), "unknown device 'tpu'"),
+        (("--data", "digit_halves"), "vae takes arrays, but digit_halves holds modalities"),
+        (("--data", "ptb", "--root", "/nowhere"), "there is no text in '/nowhere/ptb'"),
     ],
 )
 def test_mistakes_are_one_line(ppvae_command, tmp_path, flags, message):

@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Adam
 
 from ppvae import SVI
+from ppvae.aggregation import MoE, MoPoE, PoE, SelfAttention, SumPooling
+from ppvae.distributions import MoEPrior, VariationalMoEPrior
 from ppvae.divergences import Critic, mmd, mmd_gaussian
 from ppvae.guides import (
     Categorical,
@@ -24,22 +26,28 @@ from ppvae.guides import (
     FullRank,
     GaussianMixture,
     IterativePoisson,
+    Langevin,
     Laplace,
     Normal,
     Poisson,
 )
-from ppvae.models import VAE, LinearGaussian, PoissonVAE
-from ppvae.networks import MLP, ConvDecoder, ConvEncoder
+from ppvae.guides import ModalLatents as ModalGuide
+from ppvae.guides import Multimodal as MultimodalGuide
+from ppvae.models import VAE, LinearGaussian, ModalLatents, Multimodal, PoissonVAE, Sentence
+from ppvae.networks import MLP, ConvDecoder, ConvEncoder, RecurrentDecoder, RecurrentEncoder
 from ppvae.objectives import (
     IWELBO,
     BetaELBO,
     InfoELBO,
     LinearELBO,
+    MaskedELBO,
     MixtureELBO,
     PenalizedELBO,
     ReconstructionCritic,
+    mvae_subsets,
     warmup,
 )
+from ppvae.priors import NormalMixture
 from ppvae.weights import latent_sites
 
 
@@ -50,7 +58,7 @@ class Pair:
     name: str
     model: Callable
     guide: Callable  # of no arguments, or of the model where `given`
-    batch: torch.Tensor
+    batch: torch.Tensor | dict
     given: bool = False  # the guide receives the model
     latent: str = "z"  # the site the diagnostics look at
     density: bool = True  # the guide's draws have weights
@@ -60,11 +68,23 @@ class Pair:
     relaxed: bool = False  # in training only: evaluation makes exact, discrete draws
     apart: bool = True  # the guide reads no parameter of the model
     marginal: bool = True  # its density is known at given draws
-    steady: bool = True  # the guide has no dropout: run twice, it is the same
+    steady: bool = True  # the guide has no dropout, no chain: run twice, it is the same
     factorized: bool = False  # guide and prior factorize, and their KL is registered
     moments: bool = True  # z has a Normal prior, and a posterior with mean and variance
     gaussian: bool = False  # z has a factorized Normal prior and posterior
     least: int = 1  # the smallest batch that trains
+    coordinates: bool = True  # those of the prior are independent
+    subsets: bool = False  # the guide takes any subset of the modalities
+
+    @property
+    def single(self):
+        """Whether there is but one site x."""
+        return not isinstance(self.batch, dict)
+
+    @property
+    def numbers(self):
+        """Whether that holds numbers, which have a mean, and not names."""
+        return self.single and self.batch.is_floating_point()
 
     @property
     def pooled(self):
@@ -122,6 +142,20 @@ def counts(*shape):
     return (5 * _uniform(*shape)).floor()
 
 
+def sentences():
+    """Tokens of five sentences, that use all of six words."""
+    rows = ([3, 4, 5, 1], [6, 1, 0, 0], [3, 2, 1, 0], [5, 5, 4, 1], [2, 6, 1, 0])
+    return torch.tensor(rows)
+
+
+def views(**rows):
+    """Three modalities of five data: pixels, numbers and labels; of each, some rows missing."""
+    batch = {"a": binary(5, 8), "b": real(5, 3), "c": torch.eye(4)[torch.tensor([0, 1, 2, 3, 0])]}
+    for name, missing in (rows or {"a": [1, 4], "b": [2, 4], "c": [1, 3]}).items():
+        batch[name][missing] = torch.nan
+    return batch
+
+
 # Models
 
 
@@ -140,6 +174,18 @@ def linear(weight=((1.0, 0.2), (0.3, -1.0), (0.5, 0.5)), scale=0.8):
     """A LinearGaussian of two correlated latents and three data."""
     weight = torch.tensor(weight)
     return LinearGaussian(weight, bias=torch.linspace(-0.2, 0.2, len(weight)), scale=scale)
+
+
+def multimodal(private_dim=0, **kwargs):
+    """A model of the three modalities of `views`."""
+    decoders = {name: MLP(2 + private_dim, size) for name, size in VIEWS.items()}
+    likelihoods = {"a": "bernoulli", "b": "normal", "c": "one_hot"}
+    return Multimodal(decoders, 2, likelihoods, private_dim=private_dim, **kwargs)
+
+
+def linear_multimodal():
+    """The same sizes, linear and Normal: its posterior is known."""
+    return Multimodal({name: nn.Linear(2, size) for name, size in VIEWS.items()}, 2)
 
 
 class LearnedPrior(nn.Module):
@@ -232,6 +278,29 @@ def encoder(features=8):
     return MLP(features, 16)
 
 
+def multimodal_guide(aggregation=PoE, **kwargs):
+    """A guide of the three modalities of `views`."""
+    encoders = {name: MLP(size, 16) for name, size in VIEWS.items()}
+    return MultimodalGuide(encoders, aggregation(2), 2, **kwargs)
+
+
+def modal_guide():
+    """A guide of a latent for each modality of `views`."""
+    return ModalGuide({name: MLP(size, 16) for name, size in VIEWS.items()}, 2)
+
+
+def modal_latents(prior=None, alpha=0.0):
+    """A model of as many, tied by their guide's mixture, or N(0, I) of old."""
+    return ModalLatents(
+        {name: MLP(2, size) for name, size in VIEWS.items()},
+        2,
+        {"a": "bernoulli", "b": "normal", "c": "one_hot"},
+        modal_guide() if prior else None,
+        alpha,
+        prior or MoEPrior,
+    )
+
+
 class Noisy(nn.Sequential):
     """An encoder with running means and dropout."""
 
@@ -267,6 +336,16 @@ GUIDES = {
 }
 
 
+AGGREGATIONS = {
+    "poe": PoE,
+    "moe": MoE,
+    "mopoe": MoPoE,
+    "sum": partial(SumPooling, width=8),
+    "attention": partial(SelfAttention, width=8),
+}
+VIEWS = {"a": 8, "b": 3, "c": 4}
+
+
 def epanechnikov(variant):
     """The guide of compact support."""
     return lambda: Epanechnikov(encoder(), latent_dim=2, variant=variant)
@@ -278,6 +357,49 @@ def _row(name, guide="normal", *, model=vae, batch=None, features=8, **flags):
     flags.setdefault("moments", guide != "flow")
     flags.setdefault("gaussian", guide == "normal" and flags["moments"])
     return Pair(name, model, lambda: GUIDES[guide](encoder(features)), batch, **flags)
+
+
+def _langevin(name, law=None, learned_dim=None, **flags):
+    kwargs = {"steps": 3, "step_size": 0.3, "density": law, "learned_dim": learned_dim}
+    flags = {"given": True, "marginal": False, "steady": False, "moments": False} | flags
+    return Pair(name, vae, partial(Langevin, **kwargs), batch=binary(5, 8), **flags)
+
+
+def _views(name, aggregation="poe", *, model=multimodal, private_dim=0, **flags):
+    normal = aggregation in ("poe", "sum", "attention")
+    return Pair(
+        f"multimodal-{name}",
+        partial(model, private_dim=private_dim) if private_dim else model,
+        partial(multimodal_guide, AGGREGATIONS[aggregation], private_dim=private_dim),
+        batch=views(),
+        subsets=True,
+        **{"factorized": normal, "gaussian": normal, **flags},
+    )
+
+
+def _modal(name, prior=None, **kwargs):
+    return Pair(
+        f"modal-latents-{name}",
+        partial(modal_latents, prior, **kwargs),
+        lambda model: model._guide[0] or modal_guide(),  # the one that the prior mixes
+        batch=views(),
+        given=True,
+        latent="z_a",
+        factorized=prior is None,
+        moments=False,
+        coordinates=prior is None,
+    )
+
+
+def _heads(aggregation):
+    """Mixtures of three components."""
+    return Pair(
+        f"multimodal-{aggregation}-of-three",
+        multimodal,
+        partial(multimodal_guide, partial(AGGREGATIONS[aggregation], components=3)),
+        batch=views(),
+        subsets=True,
+    )
 
 
 def _poisson(name, gradient="relaxed", **flags):
@@ -386,6 +508,34 @@ PAIRS = [
         unmarked=False,
         moments=False,
     ),
+    _langevin("langevin", density=False, unmarked=False, marginal=True),
+    _langevin(
+        "langevin-step", "step", learned_dim=2, factorized=True, moments=True, gaussian=True
+    ),
+    _langevin("langevin-transport", "transport"),
+    _langevin("langevin-bridge", "bridge"),
+    *(_views(name, name) for name in AGGREGATIONS),
+    _heads("poe"),
+    _views("private", private_dim=2),
+    _views(
+        "learned-prior",
+        model=lambda: multimodal(prior=NormalMixture(2, 3)),
+        coordinates=False,
+        factorized=False,
+        moments=False,
+        gaussian=False,
+    ),
+    _modal("independent"),
+    _modal("pairwise", MoEPrior, alpha=0.2),
+    _modal("variational", VariationalMoEPrior),
+    Pair(
+        "multimodal-exact",
+        linear_multimodal,
+        Exact,
+        batch={n: real(5, k).where(~views()[n].isnan(), torch.nan) for n, k in VIEWS.items()},
+        given=True,
+        subsets=True,
+    ),
     Pair(
         "ladder",
         Ladder,
@@ -394,6 +544,17 @@ PAIRS = [
         latent="z_1",
         factorized=True,
         moments=False,
+    ),
+    *(
+        Pair(
+            f"sentence-{cell}",
+            lambda cell=cell: Sentence(RecurrentDecoder(6, 2, 4, 5, cell=cell), latent_dim=2),
+            lambda cell=cell: Normal(RecurrentEncoder(6, 4, 5, cell=cell), latent_dim=2),
+            batch=sentences(),
+            factorized=True,
+            gaussian=True,
+        )
+        for cell in ("lstm", "gru")
     ),
     Pair(
         "bits",
@@ -424,7 +585,10 @@ _REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no import
 _POOLED = ("pooled",)
 _REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
 _TWICE = ("pathwise", "apart", "steady", "unmarked")
-_REFUSE_TWICE = "pathwise gradients|reads log_rate|dropout|no importance weights"
+_REFUSE_TWICE = (
+    "pathwise gradients|reads log_rate|dropout|run the guide twice|no importance weights"
+)
+_REFUSE_SUBSETS = "mapping of modalities|a latent that all modalities share"
 
 GOALS = [
     Goal("elbo", Trace_ELBO),
@@ -480,7 +644,28 @@ GOALS = [
         f"factorized Normals|{_REFUSE_POOLED}",
     ),
     Goal("aae", lambda: InfoELBO(1.0, 1.0, Critic(MLP(2, 8, 1))), _POOLED, _REFUSE_POOLED),
-    Goal("critic", lambda: PenalizedELBO(critic=ReconstructionCritic(Bare()))),
+    Goal(
+        "critic",
+        lambda: PenalizedELBO(critic=ReconstructionCritic(Bare())),
+        ("numbers",),
+        "no site 'x'|tokens are names",
+    ),
+    *(
+        Goal(name, make, ("subsets",), _REFUSE_SUBSETS)
+        for name, make in {
+            "masked": MaskedELBO,
+            "masked-stl": lambda: MaskedELBO("bernoulli", beta=2.0, stl=True, num_particles=3),
+            "mixture-of-subsets": lambda: MaskedELBO(mvae_subsets(), "mixture", warmup(4, 0.5)),
+            "mvae": lambda: MaskedELBO(mvae_subsets(), "marginal"),
+        }.items()
+    ),
+    Goal(
+        "tc",
+        lambda: MaskedELBO(bound="tc"),
+        ("subsets",),
+        _REFUSE_SUBSETS,
+        prior=False,
+    ),
 ]
 
 

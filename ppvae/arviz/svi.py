@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -65,7 +66,8 @@ def from_pyro_svi(
     function of ArviZ finds its axes. All of it stays in memory, 2 S N times the size of x: pass a
     few hundred data. Modules run in evaluation mode and without gradients, and are left as they
     were. As each datum has its latent, `az.loo` is a harmonic mean estimate of log p(x_n) here,
-    poor where its k says so: prefer the log weights.
+    poor where its k says so: prefer the log weights. A modality's missing row is NaN in
+    observed_data, and its log_likelihood 0.
 
     Args:
         model: Samples p(x, z).
@@ -109,14 +111,24 @@ def from_pyro_svi(
             for start in range(0, size, rows)
         ]
     groups = join(columns, dim=1)
-    observed = first(groups.pop("observed_data"))
     named = leaves(batch) if isinstance(batch, Mapping) else {}
+    observed = _with_holes(first(groups.pop("observed_data")), named)
     constant = {name: leaf for name, leaf in named.items() if name not in observed}
     layouts |= dict.fromkeys(["log_weight", *constant], Layout("constant", (DATA_PLATE,), ()))
     note = INDEPENDENT if groups["sample_stats"] else WEIGHTLESS
     groups = {group: unflatten(values, (1, draws)) for group, values in groups.items()}
     groups |= {"observed_data": observed, "constant_data": constant}
     return tree_of(groups, layouts, coords, dims, {"posterior": {"note": note}})
+
+
+def _with_holes(observed: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what was observed, NaN again where the batch has it and the model a stand-in."""
+    return {
+        name: torch.where(batch[name].detach().cpu().isnan(), torch.nan, value)
+        if name in batch and batch[name].shape == value.shape and value.is_floating_point()
+        else value
+        for name, value in observed.items()
+    }
 
 
 class _Simulate(UnconditionMessenger):

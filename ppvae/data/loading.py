@@ -55,6 +55,11 @@ def load(
     [0, 1]: of ten natural scenes that their authors whitened, the last two for the test part, and
     of scikit-learn's two photographs, whitened here, nothing downloaded: see `patches`, `whiten`.
 
+    Sentences, as `load_text` reads them, with all their words: ptb and short_yelp are folders of
+    `root`, and text is `root` itself, any folder of lines. Modalities, by name: mfeat; polymnist,
+    three views before photographs of the archive in `root/bsds500_val`, or scikit-learn's; and
+    digit_halves, the tops and bottoms of scikit-learn's digits.
+
     Args:
         name: One of `NAMES`.
         root: The folder of the data sets, in torchvision's layout; binarized_mnist is the one .npz
@@ -96,6 +101,12 @@ def load(
         tensor([0., 1.])
     """
     _check(binarize, keep_bytes)
+    if name in readers.OTHER_KINDS:
+        from ppvae.data.kinds import read_other  # they are made of what is loaded here
+
+        if binarize != "none" or keep_bytes:
+            raise ValueError(f"{name} holds no gray images: leave binarize and keep_bytes out")
+        return read_other(name, root, validation_share, seed)
     if name == "binarized_mnist" and binarize == "dynamic":
         raise ValueError(
             "binarized_mnist is binarized once and for all: load 'mnist' with binarize='dynamic'"

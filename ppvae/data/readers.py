@@ -16,9 +16,10 @@ from ppvae.data.patches import photographs as photograph_patches
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
-__all__ = ["NAMES", "OFFICIAL_VALIDATION", "REAL_VALUED", "Parts", "read"]
+__all__ = ["NAMES", "OFFICIAL_VALIDATION", "OTHER_KINDS", "REAL_VALUED", "Parts", "read"]
 
-OFFICIAL_VALIDATION = ("binarized_mnist", "celeba")  # the other sets have no such part
+OFFICIAL_VALIDATION = ("binarized_mnist", "celeba")  # the other sets of images have no such part
+OTHER_KINDS = ("ptb", "short_yelp", "text", "mfeat", "polymnist", "digit_halves")
 REAL_VALUED = ("olshausen_whitened", "photographs")  # not in [0, 1], so never binarized
 FREY_TEST = 200  # the end of the film
 OLSHAUSEN_TRAIN = 8  # of ten images
@@ -212,4 +213,4 @@ READERS: dict[str, Callable[[Path, bool], Parts]] = {
     "photographs": _photographs,
 }
 
-NAMES = ("digits", *READERS)  # digits need no files, and are split by seed
+NAMES = ("digits", *READERS, *OTHER_KINDS)  # digits need no files, and are split by seed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppvae.objectives import log_mean_exp
+from ppvae.weights import require_evidence
 
 LEAST_DRAWS = 30  # fewer leave no tail to fit
 
@@ -56,6 +57,7 @@ def evidence(log_w: Tensor) -> Evidence:
 
     Raises:
         ValueError: If they are not (K, N) with K >= 2.
+        WeightlessError: If they are of a prior that reads the data, and bound no evidence.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
@@ -65,6 +67,7 @@ def evidence(log_w: Tensor) -> Evidence:
         0.0000 +- 0.0000 nats (K = 10)
     """
     _require_weights(log_w, least=2)
+    require_evidence(log_w)
     log_w = log_w.double()
     estimate = log_mean_exp(log_w)
     relative = (log_w - estimate).exp()  # w / mean(w)

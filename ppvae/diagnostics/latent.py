@@ -185,6 +185,7 @@ def active_units(
     threshold: float = 0.01,
     num_particles: int = 100,
     site: str = "z",
+    chunk_size: int = CHUNK,
 ) -> Tensor:
     """Return which latent dimensions carry information about x.
 
@@ -198,6 +199,8 @@ def active_units(
         threshold: In units of z squared.
         num_particles: The number of draws per datum, at least 2.
         site: The latent.
+        chunk_size: How many (particle, datum) pairs are drawn at once: lower it for a guide whose
+            draws take much memory, as those of a chain on long sentences do.
 
     Returns:
         Booleans, (D,); `.sum()` counts the active units.
@@ -218,13 +221,20 @@ def active_units(
     """
     if batch_size(batch) < 2:
         raise ValueError("active units are about how data differ: give at least 2 data")
-    mean, variance = posterior_moments(guide, batch, num_particles=num_particles, site=site)
+    mean, variance = posterior_moments(
+        guide, batch, num_particles=num_particles, site=site, chunk_size=chunk_size
+    )
     noise = variance.mean(0) / num_particles
     return mean.var(0) - noise > threshold
 
 
 def posterior_moments(
-    guide: Guide, batch: Batch, *, num_particles: int = 100, site: str = "z"
+    guide: Guide,
+    batch: Batch,
+    *,
+    num_particles: int = 100,
+    site: str = "z",
+    chunk_size: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance of a latent under the guide, by draws, a few data at a time.
 
@@ -233,6 +243,8 @@ def posterior_moments(
         batch: x, (N, ...).
         num_particles: The number of draws per datum, at least 2.
         site: The latent.
+        chunk_size: How many (particle, datum) pairs are drawn at once: lower it for a guide whose
+            draws take much memory, as those of a chain on long sentences do.
 
     Returns:
         Means and variances, (N, D) each.
@@ -255,6 +267,7 @@ def posterior_moments(
         batch,
         num_particles=num_particles,
         site=site,
+        chunk_size=chunk_size,
     )
     variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
     return mean, variance
@@ -267,6 +280,7 @@ def map_site[Result](
     *,
     num_particles: int = 1,
     site: str = "z",
+    chunk_size: int = CHUNK,
 ) -> list[Result]:
     """Apply a function to a latent's site, draws (K, n, D), a few data n at a time.
 
@@ -276,6 +290,8 @@ def map_site[Result](
         batch: x, (N, ...).
         num_particles: The number K of draws per datum.
         site: The latent.
+        chunk_size: How many (particle, datum) pairs are drawn at once: lower it for a guide whose
+            draws take much memory, as those of a chain on long sentences do.
 
     Raises:
         KeyError: If there is no such latent.
@@ -290,7 +306,7 @@ def map_site[Result](
     """
     size = batch_size(batch)
     whole = any(isinstance(part, AutoGuide) for part in modules_of(guide))
-    rows = size if whole else max(1, CHUNK // num_particles)
+    rows = size if whole else max(1, chunk_size // num_particles)
     results = []
     with evaluating(guide):
         for start in range(0, size, rows):

@@ -67,8 +67,11 @@ class MixtureOfDiagNormals(dist.MixtureOfDiagNormals):
         by_components = (
             log_share.softmax(-1).unsqueeze(-1) * (self.locs + self.coord_scale * noise)
         ).sum(-2)
-        by_weights = _implicit(z, locs, scales, self.component_logits)
-        return z + (by_components - by_components.detach()) + (by_weights - by_weights.detach())
+        z = z + (by_components - by_components.detach())
+        if not self.component_logits.requires_grad:  # as with equal weights
+            return z
+        by_weights = _implicit(z.detach(), locs, scales, self.component_logits)
+        return z + (by_weights - by_weights.detach())
 
 
 def _implicit(z: Tensor, locs: Tensor, scales: Tensor, logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
 from ppvae.networks.critics import PatchCritic
 from ppvae.networks.flat import Flat
 from ppvae.networks.mlp import MLP, flatten_event
+from ppvae.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "ConvEncoder",
     "Flat",
     "PatchCritic",
+    "RecurrentDecoder",
+    "RecurrentEncoder",
     "ResNetDecoder",
     "ResNetEncoder",
     "bounded_exp",

@@ -11,16 +11,21 @@ from ppvae.networks.mlp import flatten_event
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
-def _levels(image: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
-    """Return the smallest feature map of an image halved once per channel count."""
+def _levels(image: Sequence[int], channels: Sequence[int], kernel: int) -> list[tuple[int, int]]:
+    """Return the sides of an image halved once per channel count, itself first."""
+    if kernel not in (3, 4):
+        raise ValueError(f"kernel must be 4, for even sides, or 3, for any, but is {kernel}")
     scale = 2 ** len(channels)
-    if len(image) != 3 or image[1] % scale or image[2] % scale:
+    if len(image) != 3 or (kernel == 4 and (image[1] % scale or image[2] % scale)):
         raise ValueError(
             f"image must be (channels, height, width) with sides divisible by {scale} = "
             f"2^{len(channels)}, one halving per entry of channels={tuple(channels)}, "
-            f"but is {tuple(image)}: choose fewer channels, or pad the image"
+            f"but is {tuple(image)}: choose fewer channels, or pad the image, or take kernel=3"
         )
-    return image[1] // scale, image[2] // scale
+    sides = [(image[1], image[2])]
+    for _ in channels:
+        sides.append(tuple(-(-side // 2) for side in sides[-1]))
+    return sides
 
 
 class ConvEncoder(nn.Module):
@@ -30,6 +35,7 @@ class ConvEncoder(nn.Module):
         image: The shape (C, H, W) of one datum; 28x28, 32x32 and 64x64 suit the defaults.
         out_features: The number of features.
         channels: The width of each level; level l has side H / 2^l.
+        kernel: Of the convolutions: 4, or 3, which rounds odd sides up.
 
     Raises:
         ValueError: If a side cannot be halved once per level.
@@ -40,15 +46,20 @@ class ConvEncoder(nn.Module):
     """
 
     def __init__(
-        self, image: Sequence[int], out_features: int, *, channels: Sequence[int] = (32, 64)
+        self,
+        image: Sequence[int],
+        out_features: int,
+        *,
+        channels: Sequence[int] = (32, 64),
+        kernel: int = 4,
     ) -> None:
         super().__init__()
-        height, width = _levels(image, channels)
+        height, width = _levels(image, channels, kernel)[-1]
         self.image, self.in_features, self.out_features = tuple(image), prod(image), out_features
         convolutions = [
             layer
             for pair in pairwise((image[0], *channels))
-            for layer in (nn.Conv2d(*pair, 4, stride=2, padding=1), nn.ReLU())
+            for layer in (nn.Conv2d(*pair, kernel, stride=2, padding=1), nn.ReLU())
         ]
         features = channels[-1] * height * width
         self.layers = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(features, out_features))
@@ -67,6 +78,7 @@ class ConvDecoder(nn.Module):
         in_features: The size of the latent.
         image: The shape (C, H, W) of one datum; 28x28, 32x32 and 64x64 suit the defaults.
         channels: The width of each level, the smallest image first.
+        kernel: Of the convolutions: 4, or 3, which mirrors an encoder with kernel 3.
 
     Raises:
         ValueError: If a side cannot be halved once per level.
@@ -77,15 +89,24 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, image: Sequence[int], *, channels: Sequence[int] = (64, 32)
+        self,
+        in_features: int,
+        image: Sequence[int],
+        *,
+        channels: Sequence[int] = (64, 32),
+        kernel: int = 4,
     ) -> None:
         super().__init__()
-        height, width = _levels(image, channels)
+        (height, width), *larger = reversed(_levels(image, channels, kernel))
+        padding = [tuple((side + kernel) % 2 for side in sides) for sides in larger]
         self.image, self.in_features, self.out_features = tuple(image), in_features, prod(image)
         upsamplings = [
             layer
-            for pair in pairwise((*channels, image[0]))
-            for layer in (nn.ReLU(), nn.ConvTranspose2d(*pair, 4, stride=2, padding=1))
+            for pair, rest in zip(pairwise((*channels, image[0])), padding, strict=True)
+            for layer in (
+                nn.ReLU(),
+                nn.ConvTranspose2d(*pair, kernel, stride=2, padding=1, output_padding=rest),
+            )
         ]
         self.layers = nn.Sequential(
             nn.Linear(in_features, channels[0] * height * width),

@@ -11,7 +11,7 @@ from ppvae.divergences import kl_per_coordinate
 from ppvae.objectives.base import Objective, Terms
 from ppvae.weights import latent_sites
 
-__all__ = ["BetaELBO", "PenalizedELBO", "warmup"]
+__all__ = ["BetaELBO", "PenalizedELBO", "cosine", "cyclical", "warmup"]
 
 Penalty = Callable[[Trace, Trace], Tensor]
 Schedule = Callable[[int], float]
@@ -83,7 +83,10 @@ class BetaELBO(Objective):
             return terms.kl(analytic=self.analytic).mean(0)
         total = terms.log_likelihood.new_zeros(())
         for name, site in latent_sites(terms.model_trace).items():
-            kl = kl_per_coordinate(terms.guide_trace.nodes[name]["fn"], site["fn"])  # (..., N, D)
+            q = terms.guide_trace.nodes[name]
+            kl = kl_per_coordinate(q["fn"], site["fn"])  # (..., N, D)
+            if isinstance(q["mask"], Tensor):  # a latent that is missing from some data
+                kl = torch.where(q["mask"].unsqueeze(-1), kl, 0.0)
             total = total + kl.flatten(0, -2).mean(0).clamp(min=self.free_bits).sum()
         return total.expand(terms.shape[1:])  # a number of the batch, shared by its data
 
@@ -179,3 +182,61 @@ def warmup(steps: int, start: float = 0.0, end: float = 1.0) -> Schedule:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but is {steps}")
     return lambda step: start + (end - start) * min(step / steps, 1.0)
+
+
+def cosine(steps: int, start: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return a schedule that goes from `start` to `end` on half a cosine, in `steps` steps.
+
+        end + (start - end) (1 + cos(pi t / steps)) / 2
+
+    Raises:
+        ValueError: If `steps` is not positive.
+
+    Example:
+        >>> [round(cosine(150_000)(step), 4) for step in (0, 75_000, 150_000, 200_000)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, but is {steps}")
+    half = math.pi / steps
+    return lambda step: end + (start - end) * (1 + math.cos(half * min(step, steps))) / 2
+
+
+def cyclical(
+    steps: int, *, cycles: int = 4, ramp: float = 0.5, start: float = 0.0, end: float = 1.0
+) -> Schedule:
+    """Return a schedule that rises from `start` to `end` several times, each time anew.
+
+        beta(t) = start + (end - start) min(u / ramp, 1),  u = (t mod c) / c,  c = steps / cycles
+
+    and `end` from `steps` on. So the KL is free again at the start of each cycle, and what the
+    latent has learned to say by then is kept.
+
+    Args:
+        steps: The training steps of all cycles together.
+        cycles: How many, M.
+        ramp: The share of a cycle in which beta rises, R in (0, 1].
+        start: beta at the start of each cycle.
+        end: beta after each rise.
+
+    Raises:
+        ValueError: If there is less than a step to a cycle, or `ramp` is out of range.
+
+    References:
+        Fu et al. (2019), Cyclical Annealing Schedule, arXiv:1903.10145, equation 7.
+
+    Example:
+        >>> [cyclical(8, cycles=2)(step) for step in (0, 1, 2, 3, 4, 5, 8, 99)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    if not 1 <= cycles <= steps:
+        raise ValueError(f"cycles must lie between 1 and steps={steps}, but is {cycles}")
+    if not 0 < ramp <= 1:
+        raise ValueError(f"ramp must lie in (0, 1], but is {ramp}")
+    length = steps / cycles
+
+    def beta(step: int) -> float:
+        share = 1.0 if step >= steps else step % length / length
+        return start + (end - start) * min(share / ramp, 1.0)
+
+    return beta

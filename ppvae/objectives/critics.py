@@ -27,7 +27,7 @@ class ReconstructionCritic(nn.Module):
         site: The observed site.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If the weight is negative; on the first loss, if there is no such site.
 
     References:
         Rivera (2023), How to train your VAE, arXiv:2309.13160. Isola et al. (2017), Image-to-image
@@ -50,6 +50,11 @@ class ReconstructionCritic(nn.Module):
 
     def forward(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return zero, 0-d, whose gradient moves the pair and the critic."""
+        if self.site not in model_trace.nodes:
+            raise ValueError(
+                f"the critic compares images at a site, but the model has no site {self.site!r}: "
+                "name the observed one with site="
+            )
         site = model_trace.nodes[self.site]
         if self.weight == 0 or not torch.is_grad_enabled():
             self.record = {}

@@ -88,6 +88,7 @@ class IWELBO(Objective):
             return super()._traces(model, guide, batch)
         wrap = self._vectorized_num_particles
         drawn = poutine.trace(wrap(guide)).get_trace(batch)
+        _require_repeatable(drawn)
         sites = latent_sites(drawn).values()
         for site in sites:
             site["value"] = site["value"].view_as(site["value"])  # a node of its own, for the hook
@@ -104,6 +105,16 @@ class IWELBO(Objective):
                 if site["value"].requires_grad:
                     site["value"].register_hook(partial(_weigh, weights=weights))
         return model_trace, guide_trace
+
+
+def _require_repeatable(drawn: Trace) -> None:
+    """Raise if a density depends on numbers drawn on the way: the second run draws others."""
+    for name, site in latent_sites(drawn).items():
+        if reason := site["infer"].get("conditional"):
+            raise ValueError(
+                f"estimators 'dreg' and 'stl' run the guide twice, and its density of {name!r} is "
+                f"another then: {reason}. Use estimator='iwae'"
+            )
 
 
 def _require_apart(model: Model, guide_trace: Trace) -> None:

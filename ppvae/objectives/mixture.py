@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.divergences.normals import prior_moments
 from ppvae.objectives.beta import PenalizedELBO, Penalty
-from ppvae.weights import refuse_weightless
+from ppvae.weights import is_delta, refuse_weightless
 
 __all__ = ["MixtureELBO", "individual_penalty", "population_penalty"]
 
@@ -174,6 +174,11 @@ def _sites(model_trace: Trace, guide_trace: Trace, site: str) -> tuple[Distribut
     refuse_weightless(guide_trace)
     if site not in guide_trace.nodes:
         raise ValueError(f"the guide has no site {site!r}: name the latent with site=")
+    if is_delta(guide_trace.nodes[site]["fn"]):  # the end of a transport: 0 is not its variance
+        raise ValueError(
+            f"the guide's Delta at site {site!r} has no mean and variance of its own: use Normal, "
+            "GaussianMixture or Epanechnikov"
+        )
     return guide_trace.nodes[site]["fn"], model_trace.nodes[site]["fn"]
 
 

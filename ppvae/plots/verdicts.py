@@ -42,7 +42,9 @@ def training_curves(histories: Mapping[str, History], column: str = "validation_
         lows.append(np.percentile(values, 10) if len(values) > 10 else min(values))
     if column == "validation_elbo" and lows:
         axes.set_ylim(bottom=min(lows))  # the first epochs would flatten the rest
-    axes.set(xlabel="epoch", ylabel=f"{column.replace('_', ' ')} (nats per datum)")
+    label = column.replace("_", " ")
+    label = label[:-1] + "Q, no bound" if column in ("q", "validation_q") else label
+    axes.set(xlabel="epoch", ylabel=f"{label} (nats per datum)")
     axes.legend(frameon=False)
     return figure
 

@@ -15,6 +15,7 @@ from ppvae.weights.traces import (
     WeightlessError,
     evaluating,
     is_delta,
+    is_q_function,
     latent_sites,
     log_prob_of,
     particles,
@@ -23,15 +24,18 @@ from ppvae.weights.traces import (
     refuse_weightless,
     trace_pair,
 )
+from ppvae.weights.unbounded import Unbounded, require_evidence
 
 __all__ = [
     "CHUNK",
     "Plan",
+    "Unbounded",
     "WeightlessError",
     "check_autoguide",
     "elbo_per_datum",
     "evaluating",
     "is_delta",
+    "is_q_function",
     "latent_sites",
     "log_prob_of",
     "log_weights",
@@ -41,6 +45,7 @@ __all__ = [
     "plan_of",
     "refuse_marked",
     "refuse_weightless",
+    "require_evidence",
     "trace_pair",
     "weigh",
 ]

@@ -22,6 +22,7 @@ from ppvae.weights.traces import (
     sample_sites,
     trace_pair,
 )
+from ppvae.weights.unbounded import Unbounded, require_evidence
 
 __all__ = ["CHUNK", "elbo_per_datum", "log_weights", "pairwise_log_density", "weigh"]
 
@@ -36,8 +37,10 @@ def log_weights(
         log w_kn = log p(x_n, z_kn) - log q(z_kn | x_n),  z_kn ~ q(z | x_n)
 
     Their mean over k is the ELBO, their log-mean-exp a bound on ln p(x) that tightens with K,
-    their tail says whether either can be trusted. Modules run in evaluation mode and without
-    gradients, and are left as they were; random numbers are drawn from torch's global generators.
+    their tail says whether either can be trusted. Where the prior reads the data, as that of
+    `models.ModalLatents` does, they bound nothing, and `evidence` refuses them. Modules run in
+    evaluation mode and without gradients, and are left as they were; random numbers are drawn from
+    torch's global generators.
 
     Where a latent lies outside of the data plate, as those of Pyro's autoguides do for a
     regression, there is one weight for all data:
@@ -87,14 +90,14 @@ def log_weights(
             )
             for start in range(0, size, rows)
         ]
-    return torch.cat(columns, dim=1)
+    return Unbounded.marked(torch.cat(columns, dim=1), plan.reason)
 
 
 def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int = 1) -> Tensor:
     """Return the ELBO by draws, in nats per datum, 0-d, also for weights of all data at once.
 
     Raises:
-        WeightlessError: If the guide has no density, in words.
+        WeightlessError: If the guide has no density, or the prior reads the data, in words.
 
     Example:
         >>> from ppvae.guides import Exact
@@ -105,6 +108,7 @@ def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int 
         -1.2655
     """
     log_w = log_weights(model, guide, batch, num_particles)
+    require_evidence(log_w)
     with evaluating(model, guide):
         size = plan_of(model, guide, batch).size
     return log_w.sum(1).mean() / size
@@ -194,18 +198,18 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
     }
     conditioned = poutine.condition(particles(guide, shape[0]), data=values)
     trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(batch))
-    for name in latent_sites(trace):
-        raise WeightlessError(
-            f"the guide samples {name!r} on the way to {sorted(draws)}, so that its density of "
-            "them is an integral: estimate it with log_weights instead"
-        )
-    refuse_weightless(trace)
     for name, site in sample_sites(trace).items():
         if reason := site["infer"].get("conditional"):
             raise WeightlessError(
                 f"the guide's density of {name!r} at given points is an integral: {reason}. "
                 "Estimate it with log_weights instead"
             )
+    for name in latent_sites(trace):
+        raise WeightlessError(
+            f"the guide samples {name!r} on the way to {sorted(draws)}, so that its density of "
+            "them is an integral: estimate it with log_weights instead"
+        )
+    refuse_weightless(trace)
     trace.compute_log_prob()
     return _log_prob(trace, shape)
 

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
         points: The latents that the guide draws from no density, `Delta` sites.
         size: How many data a particle's weights are of: N, or more where joint and subsampled.
         latents: The model's latent sites, in its order.
+        reason: Why weights bound no evidence, where a prior reads the data.
     """
 
     joint: bool
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     points: tuple[str, ...]
     size: int
     latents: tuple[str, ...]
+    reason: str = ""
 
     def rows(self, size: int, chunk_size: int, num_particles: int) -> int:
         """Return how many of N data go together: few, with all particles, to encode them once."""
@@ -70,6 +72,8 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
     """
     check_autoguide(guide, batch)
     whole = any(isinstance(part, AutoGuide) for part in modules_of(guide))
+    reasons = (getattr(part, "reads_data", "") for part in modules_of(model))
+    reason = next(filter(None, reasons), "")
     with forked_streams():
         if whole:
             alone = trace_pair(model, guide, batch, dim=None)
@@ -82,7 +86,7 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
         latents = [s for trace in alone for s in latent_sites(trace).values()]
         names = tuple(latent_sites(alone[0]))
         if all(any(f.name == DATA_PLATE for f in s["cond_indep_stack"]) for s in latents):
-            return Plan(False, whole, -2, points, batch_size(batch), names)
+            return Plan(False, whole, -2, points, batch_size(batch), names, reason)
         alone = trace_pair(model, guide, batch, dim=None)
         dim = -1 - max(
             1, *(len(s["fn"].batch_shape) for t in alone for s in sample_sites(t).values())
@@ -91,7 +95,7 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
     frames = [f for s in sample_sites(alone[0]).values() for f in s["cond_indep_stack"]]
     sizes = [frame.full_size for frame in frames if frame.name == DATA_PLATE and frame.full_size]
     size = max(sizes, default=batch_size(batch))
-    return Plan(True, True, dim if vectorized else None, points, size, names)
+    return Plan(True, True, dim if vectorized else None, points, size, names, reason)
 
 
 def check_autoguide(guide: Guide, batch: Batch) -> None:

@@ -11,13 +11,22 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, local_parameters, modules_of
+from ppvae.protocols import (
+    DATA_PLATE,
+    Batch,
+    Guide,
+    Model,
+    forked_streams,
+    local_parameters,
+    modules_of,
+)
 
 __all__ = [
     "Pair",
     "WeightlessError",
     "evaluating",
     "is_delta",
+    "is_q_function",
     "latent_sites",
     "log_prob_of",
     "particles",
@@ -165,6 +174,21 @@ def refuse_marked(guide_trace: Trace) -> None:
     for name, site in sample_sites(guide_trace).items():
         if reason := site["infer"].get("weightless"):
             raise _weightless(name, reason)
+
+
+def is_q_function(guide: Guide, batch: Batch) -> bool:
+    """Return whether a guide says that with it the ELBO is Q = E[log p(x, z)], and no bound.
+
+    Example:
+        >>> from ppvae.guides import Langevin
+        >>> from ppvae.models import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 2))
+        >>> is_q_function(Langevin(model), torch.zeros(5, 3))
+        True
+    """
+    with evaluating(guide), forked_streams():
+        trace = poutine.trace(guide).get_trace(batch)
+    return any(site["infer"].get("q_function") for site in sample_sites(trace).values())
 
 
 def _weightless(name: str, reason: str) -> WeightlessError:

@@ -1,0 +1,120 @@
+"""Posterior and evidence of several modalities in closed form, whatever is missing.
+
+Lambda_S = I + sum_S W_m' W_m / s_m^2,  eta_S = sum_S W_m' (x_m - b_m) / s_m^2
+p(z|x_S) = N(z; Lambda_S^-1 eta_S, Lambda_S^-1)
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppvae.likelihoods import Normal
+from ppvae.priors import StandardNormal
+from ppvae.protocols import seen
+
+__all__ = ["LinearModalities", "log_evidence", "posterior"]
+
+SHAPES = (nn.Sequential, nn.Flatten, nn.Unflatten, nn.Identity)  # may be beside one layer
+
+
+class LinearModalities(Protocol):
+    """What must be known of a model: `models.Multimodal` has it."""
+
+    names: tuple[str, ...]
+    decoders: nn.ModuleDict
+    likelihoods: dict
+    prior: object
+    private_dim: int
+
+
+class _Sums(NamedTuple):
+    """Sums over what is seen of each datum."""
+
+    precision: Tensor  # (N, D, D)
+    eta: Tensor  # (N, D)
+    log_noise: Tensor  # (N,) ln N(x_m; b_m, s_m^2), summed
+
+
+def posterior(model: LinearModalities, batch: dict[str, Tensor]) -> dist.MultivariateNormal:
+    """Return p(z|x_S), of batch shape (N,) and event shape (D,).
+
+    Raises:
+        TypeError: If the model is not linear-Gaussian.
+
+    Example:
+        >>> from ppvae.models import Multimodal
+        >>> model = Multimodal({"a": nn.Linear(1, 2), "b": nn.Linear(1, 3)}, latent_dim=1)
+        >>> batch = {"a": torch.zeros(4, 2), "b": torch.full((4, 3), torch.nan)}
+        >>> posterior(model, batch).mean.shape
+        torch.Size([4, 1])
+    """
+    precision, eta, _ = _sums(model, batch)
+    mean = torch.linalg.solve(precision, eta.unsqueeze(-1)).squeeze(-1)
+    return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+
+def log_evidence(model: LinearModalities, batch: dict[str, Tensor]) -> Tensor:
+    """Return ln p(x_S), `(N,)` in nats.
+
+    Raises:
+        TypeError: If the model is not linear-Gaussian.
+
+    Example:
+        >>> from ppvae.models import Multimodal
+        >>> model = Multimodal({"a": nn.Linear(1, 2), "b": nn.Linear(1, 3)}, latent_dim=1)
+        >>> nothing = {"a": torch.full((1, 2), torch.nan), "b": torch.full((1, 3), torch.nan)}
+        >>> log_evidence(model, nothing).item()
+        0.0
+    """
+    precision, eta, log_noise = _sums(model, batch)
+    root = torch.linalg.cholesky(precision)
+    half = torch.linalg.solve_triangular(root, eta.unsqueeze(-1), upper=False).squeeze(-1)
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return (half.square().sum(-1) - log_det) / 2 + log_noise
+
+
+def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> _Sums:
+    if not isinstance(model.prior, StandardNormal) or model.private_dim:
+        raise _unknown("another prior than N(0, I), or private latents")
+    precision, eta, log_noise = 0.0, 0.0, 0.0
+    for (name, leaf), obs in zip(batch.items(), seen(batch).unbind(1), strict=True):
+        layer, scale = _layer(name, model.decoders[name]), _scale(name, model.likelihoods[name])
+        x = torch.where(obs.unsqueeze(-1), leaf.reshape(len(leaf), -1), 0.0)  # (N, F)
+        rest = x if layer.bias is None else x - layer.bias
+        rest = torch.where(obs.unsqueeze(-1), rest, 0.0) / scale
+        weight = layer.weight / scale  # (F, D)
+        precision = precision + obs[:, None, None] * (weight.mT @ weight)
+        eta = eta + rest @ weight
+        log_noise = log_noise - rest.square().sum(-1) / 2
+        log_noise = log_noise - obs * len(weight) * (scale.log() + math.log(2 * math.pi) / 2)
+    return _Sums(
+        precision + torch.eye(eta.shape[-1], device=eta.device, dtype=eta.dtype), eta, log_noise
+    )
+
+
+def _layer(name: str, decoder: nn.Module) -> nn.Linear:
+    layers = [part for part in decoder.modules() if not isinstance(part, SHAPES)]
+    if [type(layer) for layer in layers] != [nn.Linear]:
+        found = ", ".join(type(layer).__name__ for layer in layers)
+        raise _unknown(
+            f"a decoder of {name!r} that is not one nn.Linear, but {found or 'nothing'}"
+        )
+    return layers[0]
+
+
+def _scale(name: str, head: object) -> Tensor:
+    if not isinstance(head, Normal):
+        found = getattr(head, "__name__", type(head).__name__)
+        raise _unknown(f"a likelihood of {name!r} that is not likelihoods.Normal, but {found}")
+    return head.scale
+
+
+def _unknown(why: str) -> TypeError:
+    return TypeError(
+        "the posterior and the evidence of several modalities are known for linear decoders, "
+        f"Normal likelihoods and the prior N(0, I), but this model has {why}: use "
+        "guides.Multimodal, and diagnostics.conditional_evidence"
+    )
