@@ -17,6 +17,7 @@ from ppvae.protocols import (
     Encoder,
     batch_size,
     modalities,
+    require_names,
     seen,
 )
 
@@ -89,6 +90,7 @@ class ModalLatents(nn.Module):
         super().__init__()
         if not encoders:
             raise ValueError("ModalLatents needs at least one encoder, by the modality's name")
+        require_names(encoders)
         self.activations = nn.ModuleDict(
             {name: activation_after(encoder, activation) for name, encoder in encoders.items()}
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppvae.aggregation import Aggregation
 from ppvae.guides.amortized import activation_after
-from ppvae.protocols import DATA_PLATE, Batch, Encoder, modalities, seen
+from ppvae.protocols import DATA_PLATE, Batch, Encoder, modalities, require_names, seen
 
 __all__ = ["Multimodal"]
 
@@ -78,6 +78,7 @@ class Multimodal(nn.Module):
                 f"the aggregation {type(aggregation).__name__} is of a latent of size "
                 f"{aggregation.latent_dim}, but latent_dim={latent_dim}: make them the same"
             )
+        require_names(encoders)
         self.names = tuple(encoders)
         self.activations = nn.ModuleDict(
             {name: activation_after(encoder, activation) for name, encoder in encoders.items()}

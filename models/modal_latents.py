@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppvae.distributions import MoEPrior
 from ppvae.likelihoods import Likelihood, likelihood_head, neutral
 from ppvae.priors import StandardNormal
-from ppvae.protocols import DATA_PLATE, Batch, batch_size, modalities, seen
+from ppvae.protocols import DATA_PLATE, Batch, batch_size, modalities, require_names, seen
 
 __all__ = ["ModalLatents", "Posterior"]
 
@@ -103,6 +103,7 @@ class ModalLatents(nn.Module):
                 f"alpha={alpha} is the share of N(0, I) beside a guide's posteriors, and there is "
                 "no guide: pass one, or leave alpha out, for N(0, I) is all of the prior then"
             )
+        require_names(decoders)
         self.names = tuple(decoders if guide is None else guide.names)  # sites in one order
         self.latent_dim = latent_dim
         self.decoders = nn.ModuleDict(decoders)

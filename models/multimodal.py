@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppvae.likelihoods import Likelihood, likelihood_head, neutral
 from ppvae.models.linear_modalities import log_evidence, posterior
 from ppvae.priors import Prior, StandardNormal, prior_head
-from ppvae.protocols import DATA_PLATE, Batch, batch_size, modalities, seen
+from ppvae.protocols import DATA_PLATE, Batch, batch_size, modalities, require_names, seen
 
 __all__ = ["Multimodal"]
 
@@ -78,6 +78,7 @@ class Multimodal(nn.Module):
                 f"each modality needs a decoder and a likelihood, but there are decoders for "
                 f"{list(decoders)} and likelihoods for {list(likelihoods)}"
             )
+        require_names(decoders)
         self.names = tuple(decoders)
         self.decoders = nn.ModuleDict(decoders)
         self.latent_dim, self.private_dim = latent_dim, private_dim

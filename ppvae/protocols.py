@@ -58,6 +58,7 @@ __all__ = [
     "modalities",
     "module_of",
     "modules_of",
+    "require_names",
     "require_whole_rows",
     "rows_of",
     "seen",
@@ -130,6 +131,28 @@ def leaves(batch: Batch) -> dict[str, Tensor]:
                 "the tensor out of a tuple such as a DataLoader's (image, label)"
             )
     return dict(named)
+
+
+def require_names(names: Collection[str]) -> None:
+    """Raise if a modality has the name of another site, or one that no module can have.
+
+    Raises:
+        ValueError: If so, with the name.
+
+    Example:
+        >>> require_names(["image", "z"])
+        Traceback (most recent call last):
+        ...
+        ValueError: a modality cannot be called 'z': that names the latents, the data plate or a \
+part of torch's modules, or holds a dot; call it otherwise
+    """
+    latents = {"z", DATA_PLATE, *(f"z_{name}" for name in names)}
+    for name in names:
+        if name in latents or "." in name or not name or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f"a modality cannot be called {name!r}: that names the latents, the data plate or "
+                "a part of torch's modules, or holds a dot; call it otherwise"
+            )
 
 
 def batch_size(batch: Batch) -> int:

@@ -1,9 +1,8 @@
 """Epochs of training, with progress, validation and a record of each."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from tqdm.auto import tqdm
 from ppvae import checkpoints
 from ppvae.batches import DEFAULT_BATCH_SIZE, Batches
 from ppvae.failures import Snapshot, explain
+from ppvae.history import History
 from ppvae.objectives import IWELBO, Objective, PenalizedELBO, log_mean_exp
-from ppvae.pairing import PairError, check_pair
+from ppvae.pairing import PairError, check_modalities, check_pair
 from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
 from ppvae.svi import SVI
@@ -28,58 +28,9 @@ from ppvae.weights import (
     require_evidence,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["History", "fit"]
 
 Callback = Callable[[SVI, "History"], None]
-
-
-class History:
-    """What training recorded: one row per epoch, in nats per datum.
-
-    Columns: `epoch`, `loss`, the terms that the objective names, `validation_elbo` where asked for
-    (with `validation_bound`, the importance-weighted one, under `IWELBO`; with `validation_loss`,
-    the objective's own, under penalties, which the ELBO leaves out; only that for a guide without
-    a density, or a prior that reads the data), and `seconds`. With a guide without an entropy, as
-    `guides.Langevin` is trained, there are `q`, the loss with its sign turned, and `validation_q`
-    instead of an ELBO, and `cross_entropy`, -E[log p(z)], instead of the KL: Q = E[log p(x, z)]
-    bounds nothing, and may rise as the model gets worse.
-
-    Example:
-        >>> history = History([{"epoch": 1, "loss": 3.0, "seconds": 0.1}])
-        >>> history["loss"]
-        [3.0]
-    """
-
-    def __init__(self, records: list[dict[str, float]]) -> None:
-        self.records = records
-
-    def __len__(self) -> int:
-        """The number of epochs."""
-        return len(self.records)
-
-    def __iter__(self) -> Iterator[dict[str, float]]:
-        """Yield the records."""
-        return iter(self.records)
-
-    def __getitem__(self, column: str) -> list[float]:
-        """Return a column by name."""
-        return [record[column] for record in self.records]
-
-    @property
-    def frame(self) -> "pd.DataFrame":
-        """The records as a DataFrame, indexed by epoch."""
-        import pandas as pd
-
-        return pd.DataFrame(self.records).set_index("epoch")
-
-    def _repr_html_(self) -> str:
-        return self.frame._repr_html_() if self.records else "History of no epochs"
-
-    def __repr__(self) -> str:
-        return f"History of {len(self)} epochs" + (f", last {self.records[-1]}" if self else "")
 
 
 def fit(
@@ -291,6 +242,8 @@ def _epoch(
                 check_pair(svi.model, svi.guide, batch)
                 without_bound = is_q_function(svi.guide, batch)
                 _refuse_patience(patience, without_bound)
+            elif isinstance(batch, Mapping):
+                check_modalities(batch)
             svi.validate = True
         size = number_of_data(batch)
         terms = {"loss": svi.step(batch)}

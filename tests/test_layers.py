@@ -17,7 +17,7 @@ def _layers():
     """The table: module -> what it may import of ppvae, besides itself and its own folder."""
     bottom = {
         *("distributions", "networks", "likelihoods", "priors"),
-        *("divergences", "langevin", "pairing", "batches", "optimizers"),
+        *("divergences", "langevin", "pairing", "batches", "optimizers", "history"),
     }
     zero = {"protocols"} | bottom
     judges = {"objectives", "weights"}

@@ -1,6 +1,7 @@
 """One latent, several modalities, any of them missing: closed forms, masks, and the whole way."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +20,7 @@ from ppvae.data import mfeat
 from ppvae.diagnostics import conditional_evidence, evidence
 from ppvae.guides import Exact
 from ppvae.likelihoods import Normal, bernoulli, neutral, one_hot
-from ppvae.models import Multimodal
+from ppvae.models import ModalLatents, Multimodal
 from ppvae.networks import MLP
 from ppvae.objectives import BetaELBO, MaskedELBO
 from ppvae.pairing import check_modalities
@@ -494,3 +495,33 @@ def test_recipes_refuse_sizes_that_do_not_fit(kwargs, message):
     """In words."""
     with pytest.raises(ValueError, match=message):
         mvae(**{"features": {"a": 3}, "device": "cpu", **kwargs})
+
+
+@pytest.mark.parametrize("name", ["z", "data", "z_a", "a.b", "keys"])
+def test_a_modality_with_the_name_of_something_else_is_refused(name):
+    networks = {"a": MLP(3, 3), name: MLP(3, 3)}
+    for make in (
+        lambda: Multimodal(networks, 3),
+        lambda: guides.Multimodal(networks, PoE(3), 3),
+        lambda: ModalLatents(networks, 3),
+        lambda: guides.ModalLatents(networks, 3),
+    ):
+        with pytest.raises(ValueError, match=f"a modality cannot be called '{re.escape(name)}'"):
+            make()
+
+
+def test_a_datum_of_nothing_is_named_in_whatever_batch_it_comes():
+    model, guide = Multimodal({"a": MLP(2, 3)}, 2), guides.Multimodal({"a": MLP(3, 4)}, PoE(2), 2)
+    x = torch.randn(12, 3)
+    x[9] = torch.nan
+    svi = train(model, guide, Trace_ELBO())
+    with pytest.raises(ValueError, match="nothing"):
+        fit(svi, Batches({"a": x}, 4, shuffle=False), epochs=1, progress=False)
+
+
+def test_the_weight_of_a_kl_is_that_of_the_recipe():
+    assert float(mopoe({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
+    assert float(mvae({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
+    assert float(mmvae({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
+    with pytest.raises(ValueError, match="the bound of 4 has no KL"):
+        mmvae({"a": 3}, beta=2.0, particles=4, device="cpu")

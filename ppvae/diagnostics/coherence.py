@@ -35,7 +35,7 @@ class Coherence:
 
     @property
     def diagonal(self) -> float:
-        """The mean over modalities generated from themselves, reconstructions."""
+        """The mean over modalities generated from themselves; private latents are drawn anew."""
         return float(self.matrix.diagonal().mean())
 
 

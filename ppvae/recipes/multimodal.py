@@ -5,13 +5,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 
 from ppvae import guides
 from ppvae.aggregation import Aggregation, MoE, MoPoE, PoE, SelfAttention, SumPooling
 from ppvae.batches import resolve_device
 from ppvae.models import Multimodal
-from ppvae.objectives import IWELBO, MaskedELBO, mvae_subsets
+from ppvae.objectives import IWELBO, BetaELBO, MaskedELBO, mvae_subsets
 from ppvae.priors import NormalMixture
 from ppvae.recipes.views import view_likelihood, view_networks
 from ppvae.svi import SVI
@@ -102,7 +102,7 @@ def multimodal_pair(
     return SVI(model.to(where), guide.to(where), optim, loss)
 
 
-def mvae(features: Features, *, random_subsets: int = 1, **kwargs) -> SVI:
+def mvae(features: Features, *, random_subsets: int = 1, beta: float = 1.0, **kwargs) -> SVI:
     """The MVAE: a product of experts, trained by the sum of the ELBOs of some subsets.
 
     All that is seen, each modality alone, and `random_subsets` more. The sum bounds no evidence.
@@ -110,6 +110,7 @@ def mvae(features: Features, *, random_subsets: int = 1, **kwargs) -> SVI:
     Args:
         features: The sizes of the modalities by name: elements, or (C, H, W) of images.
         random_subsets: How many subsets are drawn anew at each step.
+        beta: The weight of the KLs.
         **kwargs: As in `multimodal_pair`.
 
     References:
@@ -120,11 +121,11 @@ def mvae(features: Features, *, random_subsets: int = 1, **kwargs) -> SVI:
         >>> mvae({"a": 8, "b": 3}, device="cpu").guide.aggregation
         PoE()
     """
-    loss = MaskedELBO(mvae_subsets(random_subsets), "marginal")
+    loss = MaskedELBO(mvae_subsets(random_subsets), "marginal", beta)
     return multimodal_pair(PoE, loss, features, **kwargs)
 
 
-def mmvae(features: Features, *, particles: int = 1, **kwargs) -> SVI:
+def mmvae(features: Features, *, particles: int = 1, beta: float = 1.0, **kwargs) -> SVI:
     """The MMVAE: a mixture of experts, trained by the ELBO, or by DReG with more particles.
 
     Draws are of the whole mixture, by its pathwise gradient; the authors draw from each expert.
@@ -132,7 +133,11 @@ def mmvae(features: Features, *, particles: int = 1, **kwargs) -> SVI:
     Args:
         features: The sizes of the modalities by name: elements, or (C, H, W) of images.
         particles: The number of draws per datum; 30 is the paper's.
+        beta: The weight of the KL, with one particle.
         **kwargs: As in `multimodal_pair`.
+
+    Raises:
+        ValueError: If there is a beta for more than one particle, or as in `multimodal_pair`.
 
     References:
         Shi et al. (2019), Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
@@ -142,15 +147,18 @@ def mmvae(features: Features, *, particles: int = 1, **kwargs) -> SVI:
         >>> mmvae({"a": 8, "b": 3}, particles=4, device="cpu").loss.estimator
         'dreg'
     """
-    loss = Trace_ELBO() if particles == 1 else IWELBO(particles, estimator="dreg")
+    if particles > 1 and beta != 1:
+        raise ValueError(f"beta={beta} is for one particle: the bound of {particles} has no KL")
+    loss = BetaELBO(beta) if particles == 1 else IWELBO(particles, estimator="dreg")
     return multimodal_pair(MoE, loss, features, **kwargs)
 
 
-def mopoe(features: Features, **kwargs) -> SVI:
+def mopoe(features: Features, *, beta: float = 1.0, **kwargs) -> SVI:
     """The MoPoE-VAE: a mixture of the products of experts of all subsets, trained by the ELBO.
 
     Args:
         features: The sizes of the modalities by name: elements, or (C, H, W) of images.
+        beta: The weight of the KL.
         **kwargs: As in `multimodal_pair`.
 
     References:
@@ -160,7 +168,7 @@ def mopoe(features: Features, **kwargs) -> SVI:
         >>> mopoe({"a": 8, "b": 3}, device="cpu").guide.aggregation
         MoPoE()
     """
-    return multimodal_pair(MoPoE, Trace_ELBO(), features, **kwargs)
+    return multimodal_pair(MoPoE, BetaELBO(beta), features, **kwargs)
 
 
 def masked_sum(features: Features, *, width: int = 128, beta: float = 1.0, **kwargs) -> SVI:
