@@ -72,7 +72,7 @@ def multimodal_pair(
 
     Example:
         >>> sizes = {"image": (3, 28, 28), "label": 10}
-        >>> svi = multimodal_pair(PoE, Trace_ELBO(), sizes, labels="label", device="cpu")
+        >>> svi = multimodal_pair(PoE, BetaELBO(), sizes, labels="label", device="cpu")
         >>> svi.model.decode(torch.zeros(5, 16))["image"].event_shape
         torch.Size([3, 28, 28])
     """
