@@ -39,6 +39,7 @@ from ppvae.objectives import (
     MaskedELBO,
     bernoulli_subsets,
     mvae_subsets,
+    nonempty_subsets,
     uniform_size_subsets,
 )
 from ppvae.protocols import hide, rows_of, seen
@@ -659,3 +660,18 @@ def test_prior_like_is_the_prior():
     ours = linear_model().prior().log_prob(z)
     torch.testing.assert_close(prior_like(q).log_prob(z), ours)
     assert BetaELBO in MaskedELBO.__mro__
+
+
+def test_nonempty_subsets_are_equally_frequent():
+    """Seven of three modalities, three of two; what is missing is in none."""
+    seen = torch.ones(70_000, 3, dtype=torch.bool)
+    codes = nonempty_subsets(seen).long() @ torch.tensor([1, 2, 4])
+    counts = codes.bincount(minlength=8)
+    assert counts[0] == 0
+    assert (counts[1:] - 10_000).abs().max() < 5 * 10_000**0.5
+    seen[:, 1] = False
+    counts = (nonempty_subsets(seen).long() @ torch.tensor([1, 2, 4])).bincount(minlength=8)
+    assert counts[[0, 2, 3, 6, 7]].sum() == 0
+    assert (counts[[1, 4, 5]] - 70_000 / 3).abs().max() < 5 * (70_000 / 3) ** 0.5
+    seen[:] = False
+    assert not nonempty_subsets(seen).any()

@@ -17,6 +17,7 @@ from ppvae.objectives.penalties import RadiusPenalty
 from ppvae.objectives.subsets import (
     bernoulli_subsets,
     mvae_subsets,
+    nonempty_subsets,
     uniform_size_subsets,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "individual_penalty",
     "log_mean_exp",
     "mvae_subsets",
+    "nonempty_subsets",
     "population_penalty",
     "uniform_size_subsets",
     "warmup",

@@ -5,7 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Subsets", "bernoulli_subsets", "mvae_subsets", "uniform_size_subsets"]
+__all__ = [
+    "Subsets",
+    "bernoulli_subsets",
+    "mvae_subsets",
+    "nonempty_subsets",
+    "uniform_size_subsets",
+]
 
 Subsets = Callable[[Tensor], Tensor]  # seen (N, M) -> S (N, M), or (L, N, M) for L of them
 
@@ -31,6 +37,25 @@ def uniform_size_subsets(seen: Tensor) -> Tensor:
         torch.Size([4, 2])
     """
     return seen & (_uniform(seen) < _uniform(seen[:, :1]))
+
+
+def nonempty_subsets(seen: Tensor) -> Tensor:
+    """Return S, `(N, M)`: each subset of the seen modalities but the empty one equally often.
+
+    With products of experts and the bound "mixture" that is the MoPoE-VAE as its authors train
+    it: the mean of the components' ELBOs, looser than the ELBO of their mixture.
+
+    References:
+        Sutter, Daunhawer, Vogt (2021), Generalized Multimodal ELBO, arXiv:2105.02470.
+
+    Example:
+        >>> nonempty_subsets(torch.ones(50, 2) > 0).any(1).all()
+        tensor(True)
+    """
+    count = seen.sum(-1, keepdim=True)  # (N, 1)
+    code = 1 + (_uniform(seen[:, :1]).double() * (2.0**count - 1)).floor().long()
+    rank = seen.cumsum(-1) - 1  # of each modality among the seen ones
+    return seen & (code >> rank.clamp(min=0)).remainder(2).bool()
 
 
 def mvae_subsets(random: int = 1) -> Subsets:
