@@ -521,6 +521,9 @@ def test_a_datum_of_nothing_is_named_in_whatever_batch_it_comes():
 
 def test_the_weight_of_a_kl_is_that_of_the_recipe():
     assert float(mopoe({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
+    assert float(mopoe({"a": 3}, bound="mixture", beta=2.0, device="cpu").loss.beta) == 2
+    with pytest.raises(ValueError, match="bound must be 'subsets' or 'mixture', but is 'all'"):
+        mopoe({"a": 3}, bound="all", device="cpu")
     assert float(mvae({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
     assert float(mmvae({"a": 3}, beta=2.0, device="cpu").loss.beta) == 2
     with pytest.raises(ValueError, match="the bound of 4 has no KL"):

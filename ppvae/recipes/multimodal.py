@@ -11,7 +11,7 @@ from ppvae import guides
 from ppvae.aggregation import Aggregation, MoE, MoPoE, PoE, SelfAttention, SumPooling
 from ppvae.batches import resolve_device
 from ppvae.models import Multimodal
-from ppvae.objectives import IWELBO, BetaELBO, MaskedELBO, mvae_subsets
+from ppvae.objectives import IWELBO, BetaELBO, MaskedELBO, mvae_subsets, nonempty_subsets
 from ppvae.priors import NormalMixture
 from ppvae.recipes.views import view_likelihood, view_networks
 from ppvae.svi import SVI
@@ -153,22 +153,41 @@ def mmvae(features: Features, *, particles: int = 1, beta: float = 1.0, **kwargs
     return multimodal_pair(MoE, loss, features, **kwargs)
 
 
-def mopoe(features: Features, *, beta: float = 1.0, **kwargs) -> SVI:
-    """The MoPoE-VAE: a mixture of the products of experts of all subsets, trained by the ELBO.
+def mopoe(
+    features: Features,
+    *,
+    bound: Literal["subsets", "mixture"] = "subsets",
+    beta: float = 1.0,
+    **kwargs,
+) -> SVI:
+    """The MoPoE-VAE: a mixture of the products of experts of all subsets.
+
+    By "subsets" it is trained as its authors do, by the mean of the ELBOs of the products, of one
+    random subset per datum; the guide is the product, and `aggregation.MoPoE` in its place, which
+    has no parameters either, the mixture. By "mixture" it is the mixture's own ELBO, a tighter
+    bound whose gradient is so noisy that images are not learned in a few epochs.
 
     Args:
         features: The sizes of the modalities by name: elements, or (C, H, W) of images.
+        bound: "subsets" or "mixture".
         beta: The weight of the KL.
         **kwargs: As in `multimodal_pair`.
+
+    Raises:
+        ValueError: If `bound` is unknown, or as in `multimodal_pair`.
 
     References:
         Sutter, Daunhawer, Vogt (2021), Generalized Multimodal ELBO, arXiv:2105.02470.
 
     Example:
-        >>> mopoe({"a": 8, "b": 3}, device="cpu").guide.aggregation
+        >>> mopoe({"a": 8, "b": 3}, bound="mixture", device="cpu").guide.aggregation
         MoPoE()
     """
-    return multimodal_pair(MoPoE, BetaELBO(beta), features, **kwargs)
+    if bound not in ("subsets", "mixture"):
+        raise ValueError(f"bound must be 'subsets' or 'mixture', but is {bound!r}")
+    if bound == "mixture":
+        return multimodal_pair(MoPoE, BetaELBO(beta), features, **kwargs)
+    return multimodal_pair(PoE, MaskedELBO(nonempty_subsets, "mixture", beta), features, **kwargs)
 
 
 def masked_sum(features: Features, *, width: int = 128, beta: float = 1.0, **kwargs) -> SVI:
