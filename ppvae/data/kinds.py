@@ -5,10 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from ppvae.batches import seeded
-from ppvae.data.loading import digits
+from ppvae.data.loading import digits, parted
 from ppvae.data.mfeat import mfeat
 from ppvae.data.polymnist import polymnist
 from ppvae.data.split import Split
@@ -42,12 +39,7 @@ def hold_out(split: Split, share: float, seed: int) -> Split:
         >>> len(split), batch_size(split.validation)
         (6, 3)
     """
-    total = batch_size(split.train)
-    count = int(total * share)
-    if not 0 < count < total:
-        raise ValueError(f"validation_share must leave both parts data, but is {share}")
-    order = torch.randperm(total, generator=seeded(seed, 0))
-    held, rest = order[:count].sort().values, order[count:].sort().values
+    rest, held = parted(batch_size(split.train), share, seed)
     labels = split.train_labels
     return replace(
         split,

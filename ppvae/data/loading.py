@@ -12,7 +12,7 @@ from ppvae.data.pixels import Binarize, bernoulli, to_unit
 from ppvae.data.readers import Parts
 from ppvae.data.split import Split
 
-__all__ = ["digits", "load"]
+__all__ = ["digits", "load", "parted"]
 
 
 def load(
@@ -183,12 +183,7 @@ def _hold_out(parts: Parts, share: float, seed: int) -> Parts:
             f"validation_share is {share}, but these data have an official validation part of "
             f"{len(parts.validation):,}: leave it out"
         )
-    total = len(parts.train)
-    count = int(total * share)
-    if not 0 < count < total:
-        raise ValueError(f"validation_share must leave both parts data, but is {share}")
-    order = torch.randperm(total, generator=seeded(seed, 0))
-    held_out, rest = order[:count].sort().values, order[count:].sort().values
+    rest, held_out = parted(len(parts.train), share, seed)
     labels = parts.train_labels
     return parts._replace(
         train=parts.train[rest],
@@ -196,6 +191,23 @@ def _hold_out(parts: Parts, share: float, seed: int) -> Parts:
         validation=parts.train[held_out],
         validation_labels=None if labels is None else labels[held_out],
     )
+
+
+def parted(total: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that stay and those held out, drawn by seed, each in their old order.
+
+    Raises:
+        ValueError: If the share leaves a part empty.
+
+    Example:
+        >>> [len(rows) for rows in parted(9, 0.4, seed=0)]
+        [6, 3]
+    """
+    count = int(total * share)
+    if not 0 < count < total:
+        raise ValueError(f"validation_share must leave both parts data, but is {share}")
+    order = torch.randperm(total, generator=seeded(seed, 0))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def _split(parts: Parts, binarize: str, *, flat: bool, keep_bytes: bool, seed: int) -> Split:

@@ -44,7 +44,7 @@ from ppvae.recipes import FIVE_GUIDES
 
 LATENTS, HIDDEN = 8, 256
 BRIDGE = {"steps": 100, "density": "bridge"}
-STEPS = {"langevin, s = 0.2": 0.2, "langevin, s = 0.3": 0.3}
+STEPS = {f"langevin, s = {s}": s for s in (0.1, 0.2, 0.3)}
 GRID = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 
 
