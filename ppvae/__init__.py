@@ -1,14 +1,21 @@
 """Models and guides to swap, objectives that pair any two, weights that judge every pair."""
 
-from ppvae import checkpoints, diagnostics, guides, models, networks, objectives
+from ppvae import diagnostics, guides, models, networks, objectives
 from ppvae.arviz import from_langevin, from_pyro, from_pyro_svi
-from ppvae.batches import Batches, resolve_device
-from ppvae.checkpoints import CheckpointError
 from ppvae.diagnostics import compare
 from ppvae.pairing import PairError, check_pair
 from ppvae.runs import load
-from ppvae.svi import SVI
-from ppvae.training import History, fit
+from ppvae.training import (
+    SVI,
+    Batches,
+    CheckpointError,
+    History,
+    LaggingSVI,
+    callbacks,
+    checkpoints,
+    fit,
+    resolve_device,
+)
 from ppvae.weights import WeightlessError, log_weights
 
 __all__ = [
@@ -16,8 +23,10 @@ __all__ = [
     "Batches",
     "CheckpointError",
     "History",
+    "LaggingSVI",
     "PairError",
     "WeightlessError",
+    "callbacks",
     "check_pair",
     "checkpoints",
     "compare",

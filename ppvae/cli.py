@@ -15,14 +15,14 @@ import pyro
 import torch
 import tyro
 
-from ppvae import callbacks, runs
 from ppvae import data as data_sets
+from ppvae import runs
 from ppvae.data import Split
-from ppvae.diagnostics.importance import LEAST_DRAWS
+from ppvae.diagnostics.bounds.importance import LEAST_DRAWS
 from ppvae.protocols import batch_size, map_batch
 from ppvae.recipes import RECIPES, five_guides, kind_of, multimodal_pair, pair
 from ppvae.report import format_table, writable_folder, write_report
-from ppvae.svi import SVI
+from ppvae.training import SVI, callbacks
 
 __all__ = ["compare", "list_all", "main", "report", "train"]
 

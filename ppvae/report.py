@@ -11,8 +11,7 @@ import torch
 
 from ppvae import diagnostics, plots
 from ppvae.protocols import Batch, batch_size, rows_of
-from ppvae.svi import SVI
-from ppvae.training import History
+from ppvae.training import SVI, History
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,14 +9,11 @@ from typing import NamedTuple
 import pyro
 import torch
 
-from ppvae import checkpoints, data
-from ppvae.batches import resolve_device
-from ppvae.checkpoints import CheckpointError
+from ppvae import data
 from ppvae.data import Split
 from ppvae.protocols import Guide, Model
 from ppvae.recipes import RECIPES, kind_of
-from ppvae.svi import SVI
-from ppvae.training import History, fit
+from ppvae.training import SVI, CheckpointError, History, checkpoints, fit, resolve_device
 
 __all__ = ["Run", "Settings", "load", "load_data", "train"]
 

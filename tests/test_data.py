@@ -17,8 +17,8 @@ from real import real
 from scipy.io import savemat
 
 from ppvae import Batches, data
-from ppvae.batches import seeded
 from ppvae.data import NAMES, Split, bernoulli, digits, load, to_unit
+from ppvae.protocols import seeded
 
 # with files that nothing downloads, or with none
 BY_HAND = {"digits", "binarized_mnist", "frey", "olshausen_whitened", "photographs"}

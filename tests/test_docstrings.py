@@ -130,7 +130,7 @@ def test_the_checks_can_fail():
         """Show nothing."""
 
     assert without_example([plain]) == ["plain"]
-    assert {"ppvae.svi", "ppvae.models.vae", "ppvae.guides.normal"} <= set(MODULES)
+    assert {"ppvae.training.svi", "ppvae.models.vae", "ppvae.guides.normal"} <= set(MODULES)
     assert any(list(public(name)) for name in MODULES)
     assert exempt(ppvae.protocols.Model) and not exempt(ppvae.SVI)
 

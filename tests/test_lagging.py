@@ -13,10 +13,10 @@ from ppvae import SVI, Batches, fit
 from ppvae.data import SentenceBatches
 from ppvae.diagnostics import mutual_information
 from ppvae.guides import Normal
-from ppvae.lagging import LaggingSVI
 from ppvae.models import VAE, Sentence
 from ppvae.networks import MLP, RecurrentDecoder, RecurrentEncoder
 from ppvae.objectives import BetaELBO, warmup
+from ppvae.training import LaggingSVI
 
 X = (torch.rand(60, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 
@@ -100,7 +100,7 @@ def test_the_inner_loop_ends_when_a_window_is_no_better(means, steps):
 def test_it_becomes_plain_svi_when_the_information_falls(monkeypatch):
     """After the epoch in which I_q(x; z) is below that of the epoch before; bitwise from there."""
     found = iter([0.5, 0.7, 0.6])
-    monkeypatch.setattr("ppvae.lagging.mutual_information", lambda *_: next(found))
+    monkeypatch.setattr("ppvae.training.lagging.mutual_information", lambda *_: next(found))
     svi = lagging(most=10)
     history = fit(svi, X[:20], epochs=2, batch_size=10, progress=False)
     assert svi.aggressive and history["mutual_information"] == [0.5, 0.7]

@@ -617,7 +617,7 @@ def test_a_chain_that_diverges_later_is_named_by_fit():
         FloatingPointError,
         match=r"loss is .* at step 1 of 3.*chain diverges at step \d+ of 20: .* of datum \d+",
     ):
-        from ppvae.training import _epoch
+        from ppvae.training.fit import _epoch
 
         _epoch(svi, [x[:20], x[20:40], x[40:]], None, first=False)
 

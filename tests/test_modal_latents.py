@@ -24,7 +24,6 @@ from ppvae import (
     fit,
     log_weights,
 )
-from ppvae.callbacks import anneal
 from ppvae.data import mfeat
 from ppvae.diagnostics import coherence, evidence, linear_classifier
 from ppvae.distributions import MoEPrior, VariationalMoEPrior
@@ -37,6 +36,7 @@ from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, MaskedELBO, cosine
 from ppvae.protocols import ModalityError, hide, seen
 from ppvae.recipes.mmvm import mmvm
+from ppvae.training.callbacks import anneal
 from ppvae.weights import elbo_per_datum, trace_pair
 
 SIZES = {"a": 4, "b": 3, "c": 5}

@@ -9,7 +9,6 @@ from PIL import Image
 from real import real
 from torch.nn.functional import leaky_relu
 
-from ppvae.batches import Batches
 from ppvae.data import (
     Split,
     as_modalities,
@@ -25,6 +24,7 @@ from ppvae.data import (
 )
 from ppvae.pairing import PairError
 from ppvae.protocols import seen
+from ppvae.training import Batches
 
 # Any mapping
 

@@ -16,7 +16,6 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from ppvae import SVI, WeightlessError, cli, fit, log_weights
-from ppvae.callbacks import anneal, bound_events
 from ppvae.distributions import RelaxedPoisson, event_window, relaxed_poisson, softclamp
 from ppvae.distributions.soft_steps import soft_step
 from ppvae.guides import FullRank, Normal, Poisson
@@ -24,6 +23,7 @@ from ppvae.models import VAE, LinearGaussian, PoissonVAE
 from ppvae.networks import MLP, Flat
 from ppvae.objectives import IWELBO, BetaELBO, LinearELBO, warmup
 from ppvae.recipes import poisson
+from ppvae.training.callbacks import anneal, bound_events
 
 # Campbell's theorem: E z = lam I1, Var z = lam I2
 LOSS_OF_VARIANCE = {"linear": 1 / 3, "cubic": 9 / 35, "quintic": 50 / 231, "cosine": 1 / 4}

@@ -19,7 +19,7 @@ from ppvae.diagnostics import (
     sharpness,
     train_classifier,
 )
-from ppvae.diagnostics.features import features_of
+from ppvae.diagnostics.samples.features import features_of
 
 # sharpness
 

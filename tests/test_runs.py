@@ -13,7 +13,7 @@ from ppvae import cli, data, recipes, runs
 from ppvae.data import NAMES
 from ppvae.protocols import batch_size
 from ppvae.recipes import RECIPES, kind_of
-from ppvae.svi import SVI
+from ppvae.training import SVI
 
 SMALL = ("--hidden", 8, "--latent-dim", 2, "--device", "cpu")
 EXTRA = {"iwae": ("--particles", 3)}

@@ -1,7 +1,8 @@
 """Data sets by name, split by seed and ready for a model."""
 
 from ppvae.data.generators import LinearViews, MixedSources, linear_views, mixed_sources
-from ppvae.data.loading import digits, load
+from ppvae.data.images import digits
+from ppvae.data.loading import load
 from ppvae.data.mfeat import mfeat
 from ppvae.data.multimodal import as_modalities, missing_at_random
 from ppvae.data.patches import patches, photographs, whiten, whitening_gain

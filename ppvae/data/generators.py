@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, one_hot
 
-from ppvae.batches import seeded
+from ppvae.protocols import seeded
 
 __all__ = ["LinearViews", "MixedSources", "linear_views", "mixed_sources"]
 

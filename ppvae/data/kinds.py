@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ppvae.data.loading import digits, parted
+from ppvae.data.images import digits, parted
 from ppvae.data.mfeat import mfeat
 from ppvae.data.polymnist import polymnist
 from ppvae.data.split import Split

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppvae.batches import seeded
 from ppvae.pairing import check_modalities
-from ppvae.protocols import batch_size, hide, leaves, seen
+from ppvae.protocols import batch_size, hide, leaves, seeded, seen
 
 __all__ = ["as_modalities", "missing_at_random"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ppvae.batches import seeded
-from ppvae.data.loading import load
+from ppvae.data.images import read_images
 from ppvae.data.split import Split
+from ppvae.protocols import seeded
 
 __all__ = ["embedded_photographs", "polymnist", "read_photographs"]
 
@@ -86,7 +86,7 @@ def polymnist(
     for photograph in photographs[:views]:
         _require_photograph(photograph, crops)
     if digits is None:
-        digits = load("mnist", root=root, flat=False, keep_bytes=True)
+        digits = read_images("mnist", root=root, flat=False, keep_bytes=True)
     parts = {
         "train": (digits.train, digits.train_labels),
         "test": (digits.test, digits.test_labels),

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ppvae.batches import Batches, seeded
 from ppvae.data.vocabulary import mask
+from ppvae.protocols import seeded
+from ppvae.training import Batches
 
 __all__ = ["SentenceBatches"]
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppvae.batches import Batches, Transform
 from ppvae.data.sentences import SentenceBatches
 from ppvae.protocols import Batch, batch_size, leaves, map_batch
+from ppvae.training import Batches, Transform
 
 __all__ = ["Features", "Kind", "Split"]
 

@@ -6,57 +6,71 @@ sets of images are compared in the features of a network. Nothing here trains a 
 buffers and modes are left as they were.
 """
 
-from ppvae.diagnostics.anomaly import Auroc, anomaly_auroc
-from ppvae.diagnostics.classifier import (
-    Classifier,
-    ClassMismatch,
-    class_mismatch,
-    train_classifier,
+from ppvae.diagnostics.bounds import (
+    PPCA,
+    Evidence,
+    Pareto,
+    StepSearch,
+    conditional_evidence,
+    evidence,
+    imputation_error,
+    paper_units,
+    pareto_k,
+    pareto_threshold,
+    ppca_bound,
+    search_step_size,
 )
-from ppvae.diagnostics.coherence import Coherence, coherence, generate, given_only
-from ppvae.diagnostics.conditional import conditional_evidence
-from ppvae.diagnostics.frechet import Distance, Inception, frechet_distance
-from ppvae.diagnostics.identifiability import mean_correlation
-from ppvae.diagnostics.importance import Evidence, Pareto, evidence, pareto_k, pareto_threshold
-from ppvae.diagnostics.imputation import imputation_error
-from ppvae.diagnostics.labels import (
-    knn_accuracy,
-    semi_supervised_accuracy,
-    shattering_dimensionality,
-)
-from ppvae.diagnostics.latent import (
+from ppvae.diagnostics.latents import (
     AggregatePosterior,
-    active_units,
-    aggregate_posterior,
-    kl_per_dimension,
-    mutual_information,
-    posterior_moments,
-)
-from ppvae.diagnostics.linear import latent_classification, linear_classifier
-from ppvae.diagnostics.mixture import ComponentUsage, component_usage
-from ppvae.diagnostics.population import (
+    ComponentUsage,
     PopulationMoments,
-    log_det_covariance,
-    population_moments,
-)
-from ppvae.diagnostics.ppca import PPCA, paper_units, ppca_bound
-from ppvae.diagnostics.realism import density_coverage, precision_recall, sharpness
-from ppvae.diagnostics.sentences import interpolation, sample_sentences
-from ppvae.diagnostics.sparsity import (
     Sparsity,
     active_by_kl,
+    active_units,
+    aggregate_posterior,
+    component_usage,
+    kl_per_dimension,
+    latent_classification,
     lifetime_sparsity,
+    linear_classifier,
+    log_det_covariance,
+    mean_correlation,
+    mutual_information,
+    population_moments,
     population_sparsity,
+    posterior_moments,
     proportion_zeros,
     sparsity,
 )
-from ppvae.diagnostics.step_size import StepSearch, search_step_size
-from ppvae.diagnostics.text import (
+from ppvae.diagnostics.samples import (
+    Classifier,
+    ClassMismatch,
+    Distance,
+    Inception,
+    class_mismatch,
+    density_coverage,
+    frechet_distance,
+    precision_recall,
+    sharpness,
+    train_classifier,
+)
+from ppvae.diagnostics.uses import (
+    Auroc,
+    Coherence,
     NestedInformation,
     Perplexity,
+    anomaly_auroc,
+    coherence,
+    generate,
+    given_only,
+    interpolation,
+    knn_accuracy,
     nested_mutual_information,
     perplexity,
     reconstruction,
+    sample_sentences,
+    semi_supervised_accuracy,
+    shattering_dimensionality,
 )
 from ppvae.diagnostics.verdict import Verdict, compare, judge
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.importance import Evidence, Pareto, evidence, pareto_k
-from ppvae.diagnostics.latent import (
+from ppvae.diagnostics.bounds.importance import Evidence, Pareto, evidence, pareto_k
+from ppvae.diagnostics.latents.latent import (
     AggregatePosterior,
     active_units,
     aggregate_posterior,

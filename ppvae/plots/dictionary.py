@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.features import image_shape
+from ppvae.diagnostics.samples.features import image_shape
 from ppvae.plots.canvas import COLORS, INK, new_figure
 
 if TYPE_CHECKING:

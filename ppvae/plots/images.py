@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pyro import poutine
 from torch import Tensor
 
-from ppvae.diagnostics.features import image_shape
+from ppvae.diagnostics.samples.features import image_shape
 from ppvae.plots.canvas import image_rows, repeat_rows
 from ppvae.protocols import Guide, Model
 from ppvae.weights import evaluating, trace_pair

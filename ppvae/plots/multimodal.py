@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppvae.diagnostics import Coherence, generate
-from ppvae.diagnostics.features import image_shape
+from ppvae.diagnostics.samples.features import image_shape
 from ppvae.distributions import MoEPrior, VariationalMoEPrior
 from ppvae.plots.canvas import COLORS, INK, MUTED, new_figure
 from ppvae.protocols import Batch, Guide, Model, leaves, rows_of

@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from ppvae.guides import Flow, GaussianMixture, Normal
 from ppvae.objectives import IWELBO, BetaELBO, warmup
 from ppvae.recipes.pairs import pair
-from ppvae.svi import SVI
+from ppvae.training import SVI
 
 __all__ = ["betavae", "flow_vae", "iwae", "mixture_vae", "vae"]
 

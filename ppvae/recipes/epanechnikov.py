@@ -9,7 +9,7 @@ import torch
 from ppvae.guides import Epanechnikov
 from ppvae.objectives import BetaELBO, PenalizedELBO, RadiusPenalty
 from ppvae.recipes.pairs import pair
-from ppvae.svi import SVI
+from ppvae.training import SVI
 
 __all__ = ["evae"]
 

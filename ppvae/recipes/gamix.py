@@ -11,7 +11,7 @@ from ppvae.guides import Normal
 from ppvae.networks import MLP, PatchCritic, ResNetDecoder, ResNetEncoder
 from ppvae.objectives import MixtureELBO, ReconstructionCritic
 from ppvae.recipes.pairs import pair
-from ppvae.svi import SVI
+from ppvae.training import SVI
 
 __all__ = ["gamix"]
 

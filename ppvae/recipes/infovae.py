@@ -7,7 +7,7 @@ from ppvae.guides import Normal
 from ppvae.networks import MLP
 from ppvae.objectives import InfoELBO
 from ppvae.recipes.pairs import pair
-from ppvae.svi import SVI
+from ppvae.training import SVI
 
 __all__ = ["aae", "infovae", "mmdvae"]
 

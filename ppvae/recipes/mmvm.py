@@ -6,14 +6,13 @@ from typing import Literal
 
 import torch
 
-from ppvae.batches import resolve_device
-from ppvae.callbacks import anneal
 from ppvae.distributions import MoEPrior, VariationalMoEPrior
 from ppvae.guides import ModalLatents as ModalGuide
 from ppvae.models import ModalLatents
 from ppvae.objectives import BetaELBO, cosine
 from ppvae.recipes.views import view_likelihood, view_networks
-from ppvae.svi import SVI
+from ppvae.training import SVI, resolve_device
+from ppvae.training.callbacks import anneal
 
 __all__ = ["mmvm"]
 

@@ -7,14 +7,13 @@ from typing import Literal
 import torch
 from pyro.infer import ELBO
 
-from ppvae import guides
 from ppvae.aggregation import Aggregation, MoE, MoPoE, PoE, SelfAttention, SumPooling
-from ppvae.batches import resolve_device
+from ppvae.guides import Multimodal as MultimodalGuide
 from ppvae.models import Multimodal
 from ppvae.objectives import IWELBO, BetaELBO, MaskedELBO, mvae_subsets, nonempty_subsets
 from ppvae.priors import NormalMixture
 from ppvae.recipes.views import view_likelihood, view_networks
-from ppvae.svi import SVI
+from ppvae.training import SVI, resolve_device
 
 __all__ = [
     "masked_attention",
@@ -91,7 +90,7 @@ def multimodal_pair(
         NormalMixture(latent_dim, components) if components > 1 else None,
         private_dim=private_dim,
     )
-    guide = guides.Multimodal(
+    guide = MultimodalGuide(
         {name: encoder for name, (encoder, _) in pairs.items()},
         aggregation(latent_dim, components=components),
         latent_dim,

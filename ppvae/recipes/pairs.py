@@ -10,11 +10,10 @@ from pyro.infer import ELBO
 from torch import nn
 from torch.optim import Optimizer
 
-from ppvae.batches import resolve_device
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.protocols import Encoder
-from ppvae.svi import SVI
+from ppvae.training import SVI, resolve_device
 
 __all__ = ["pair"]
 

@@ -6,14 +6,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ppvae.batches import resolve_device
-from ppvae.callbacks import anneal, bound_events
 from ppvae.guides import Poisson
 from ppvae.models import PoissonVAE
 from ppvae.networks import MLP, Flat
 from ppvae.objectives import BetaELBO, LinearELBO, warmup
 from ppvae.protocols import Encoder
-from ppvae.svi import SVI
+from ppvae.training import SVI, resolve_device
+from ppvae.training.callbacks import anneal, bound_events
 
 __all__ = ["poisson"]
 

@@ -9,14 +9,12 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
-from ppvae.batches import resolve_device
 from ppvae.data import Split
 from ppvae.guides import Flow, FullRank, GaussianMixture, Normal
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO
-from ppvae.svi import SVI
-from ppvae.training import fit
+from ppvae.training import SVI, fit, resolve_device
 
 __all__ = ["FIVE_GUIDES", "Entry", "five_guides"]
 

@@ -8,14 +8,13 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from ppvae.batches import resolve_device
-from ppvae.callbacks import anneal
 from ppvae.data.vocabulary import Vocabulary
 from ppvae.guides import Langevin, Normal
 from ppvae.models import Sentence
 from ppvae.networks import RecurrentDecoder, RecurrentEncoder
 from ppvae.objectives import BetaELBO, cyclical, warmup
-from ppvae.svi import SVI
+from ppvae.training import SVI, resolve_device
+from ppvae.training.callbacks import anneal
 
 __all__ = ["lstm_vae", "released_steps", "short_run_text"]
 
@@ -119,7 +118,7 @@ def lstm_vae(
 
     Its posterior collapses onto the prior if nothing is done about it: the KL is annealed, over
     ten epochs on Penn Treebank by default, or kept from falling below free bits. Lagging inference
-    is `ppvae.lagging.LaggingSVI` on this model and guide.
+    is `ppvae.training.LaggingSVI` on this model and guide.
 
     Args:
         features: As in `short_run_text`.

@@ -38,13 +38,13 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppvae import SVI
-from ppvae.batches import Batches
 from ppvae.data import load
 from ppvae.diagnostics import Classifier, frechet_distance, sharpness, train_classifier
 from ppvae.guides import Epanechnikov, Normal
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.objectives import BetaELBO, PenalizedELBO, RadiusPenalty
+from ppvae.training import Batches
 from ppvae.weights import evaluating
 
 WIDTH, SCALE, MINIBATCH = 0.1, 100 ** (-2 / 9), 100  # B, b and M of the paper

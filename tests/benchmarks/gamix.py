@@ -30,7 +30,6 @@ import tyro
 from torch import Tensor, nn
 
 from ppvae import SVI, fit, log_weights
-from ppvae.batches import Batches
 from ppvae.data import Split, load
 from ppvae.diagnostics import (
     Classifier,
@@ -47,6 +46,7 @@ from ppvae.models import VAE
 from ppvae.networks import MLP, PatchCritic
 from ppvae.objectives import BetaELBO, MixtureELBO, Objective, ReconstructionCritic
 from ppvae.plots.canvas import COLORS, INK, MUTED, image_rows, new_figure
+from ppvae.training import Batches
 
 LATENTS, BATCH, IMAGES, TEST, HELD_OUT = 32, 100, 20_000, 5_000, 9
 Adam = partial(torch.optim.Adam, lr=1e-3)

@@ -27,11 +27,11 @@ import tyro
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppvae import SVI
-from ppvae.batches import Batches
 from ppvae.data import Split, mfeat
 from ppvae.diagnostics import coherence, latent_classification, linear_classifier
 from ppvae.plots.canvas import INK, new_figure
 from ppvae.recipes.mmvm import mmvm
+from ppvae.training import Batches
 from ppvae.weights import evaluating, trace_pair
 
 RUNS = (

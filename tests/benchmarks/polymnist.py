@@ -40,7 +40,6 @@ from torch import Tensor, nn
 
 from ppvae import SVI
 from ppvae.aggregation import MoPoE, PoE, SumPooling
-from ppvae.batches import Batches
 from ppvae.data import Split, polymnist, read_photographs
 from ppvae.diagnostics import (
     Classifier,
@@ -49,7 +48,7 @@ from ppvae.diagnostics import (
     latent_classification,
     train_classifier,
 )
-from ppvae.diagnostics.coherence import given_only
+from ppvae.diagnostics.uses.coherence import given_only
 from ppvae.guides import ModalLatents as ModalGuide
 from ppvae.guides import Multimodal as JointGuide
 from ppvae.likelihoods import Laplace
@@ -59,6 +58,7 @@ from ppvae.objectives import BetaELBO, MaskedELBO, mvae_subsets, nonempty_subset
 from ppvae.plots import cross_generation
 from ppvae.plots.canvas import COLORS, new_figure
 from ppvae.protocols import rows_of
+from ppvae.training import Batches
 from ppvae.weights import evaluating
 
 PHOTOGRAPHS = ("101085", "148026", "45096")  # far from mid-gray, so that inverted digits show

@@ -54,10 +54,10 @@ from ppvae.diagnostics import (
     semi_supervised_accuracy,
 )
 from ppvae.guides import Langevin, Normal
-from ppvae.lagging import LaggingSVI
 from ppvae.networks import RecurrentEncoder
 from ppvae.objectives import BetaELBO, warmup
 from ppvae.recipes.text import lstm_vae, short_run_text
+from ppvae.training import LaggingSVI
 from ppvae.weights import evaluating
 
 BATCH, D, TEST, CHUNK = 32, 16, 300, 2**11

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.importance import Evidence, evidence
+from ppvae.diagnostics.bounds.importance import Evidence, evidence
 from ppvae.protocols import Batch, Guide, Model, hide, leaves, seen
 from ppvae.weights import CHUNK, log_weights
 

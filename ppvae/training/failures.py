@@ -8,12 +8,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppvae import checkpoints
-from ppvae.batches import Batches
 from ppvae.langevin import ChainError
 from ppvae.objectives import Objective
 from ppvae.protocols import Batch, local_parameters, map_batch
-from ppvae.svi import SVI
+from ppvae.training import checkpoints
+from ppvae.training.batches import Batches
+from ppvae.training.svi import SVI
 from ppvae.weights import trace_pair
 
 __all__ = ["Snapshot", "explain"]

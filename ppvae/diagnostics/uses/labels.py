@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppvae.batches import seeded
+from ppvae.protocols import seeded
 
 __all__ = ["knn_accuracy", "semi_supervised_accuracy", "shattering_dimensionality"]
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.latent import map_site
+from ppvae.diagnostics.latents.latent import map_site
 from ppvae.protocols import Guide
 from ppvae.weights import evaluating
 

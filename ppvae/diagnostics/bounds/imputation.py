@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ppvae.diagnostics.coherence import ROWS
+from ppvae.diagnostics.uses.coherence import ROWS
 from ppvae.protocols import Batch, Guide, Model, batch_size, hide, leaves, rows_of, seen
 from ppvae.weights import evaluating
 

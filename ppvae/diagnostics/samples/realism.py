@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ppvae.diagnostics.features import features_of, image_shape
+from ppvae.diagnostics.samples.features import features_of, image_shape
 
 LAPLACE = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601: red, green, blue

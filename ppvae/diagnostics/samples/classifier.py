@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ppvae.diagnostics.features import features_of, image_shape
+from ppvae.diagnostics.samples.features import features_of, image_shape
 
 BATCH = 128
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ppvae.diagnostics.classifier import Classifier
-from ppvae.diagnostics.features import features_of
+from ppvae.diagnostics.samples.classifier import Classifier
+from ppvae.diagnostics.samples.features import features_of
 
 SIDE = 299  # of Inception's images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.latent import map_site
+from ppvae.diagnostics.latents.latent import map_site
 from ppvae.protocols import Batch, Guide
 from ppvae.weights import is_delta
 

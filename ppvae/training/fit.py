@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from ppvae import checkpoints
-from ppvae.batches import DEFAULT_BATCH_SIZE, Batches
-from ppvae.failures import Snapshot, explain
-from ppvae.history import History
 from ppvae.objectives import IWELBO, Objective, PenalizedELBO, log_mean_exp
 from ppvae.pairing import PairError, check_modalities, check_pair
 from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
-from ppvae.svi import SVI
+from ppvae.training import checkpoints
+from ppvae.training.batches import DEFAULT_BATCH_SIZE, Batches
+from ppvae.training.failures import Snapshot, explain
+from ppvae.training.history import History
+from ppvae.training.svi import SVI
 from ppvae.weights import (
     WeightlessError,
     elbo_per_datum,

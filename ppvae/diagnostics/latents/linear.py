@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.coherence import ROWS, given_only
+from ppvae.diagnostics.uses.coherence import ROWS, given_only
 from ppvae.protocols import Batch, Guide, batch_size, leaves, map_batch, rows_of, seen
 
 __all__ = ["latent_classification", "linear_classifier"]

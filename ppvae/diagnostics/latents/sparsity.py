@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.latent import kl_per_dimension, map_site
+from ppvae.diagnostics.latents.latent import kl_per_dimension, map_site
 from ppvae.protocols import Batch, Guide, Model
 
 __all__ = [
