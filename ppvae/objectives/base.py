@@ -92,7 +92,14 @@ class Terms:
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and wanted(site)
         ]
-        return sum(terms, start=torch.zeros(())).expand(self.shape)
+        return sum(terms, start=self._nothing).expand(self.shape)
+
+    @cached_property
+    def _nothing(self) -> Tensor:
+        """The empty sum, 0-d, of the device and the dtype of the traces."""
+        sites = (*self.model_trace.nodes.values(), *self.guide_trace.nodes.values())
+        log_probs = (site["log_prob"] for site in sites if site["type"] == "sample")
+        return next((p.new_zeros(()) for p in log_probs if isinstance(p, Tensor)), torch.zeros(()))
 
 
 def _of_prior(site: dict) -> bool:
