@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats.base import array_stats
 from torch.distributions import kl_divergence
 from zoo import GUIDES, PAIRS, binary, linear, named, real, vae
 
@@ -19,6 +20,7 @@ from ppvae.diagnostics import (
     pareto_k,
     pareto_threshold,
 )
+from ppvae.diagnostics.bounds.pareto import tail_length
 from ppvae.divergences import kl_per_coordinate
 from ppvae.guides import Exact
 from ppvae.models import LinearGaussian
@@ -43,6 +45,68 @@ def test_pareto_k_takes_the_weights_as_they_are():
     assert heavy.k > 1
     assert light.k < 0
     assert heavy.ess < light.ess
+
+
+@pytest.mark.parametrize("draws", [100, 900, 10_000])
+def test_pareto_k_is_that_of_arviz_where_tails_are_as_long(draws):
+    """The same fit and smoothing, and R's length: at 1000 draws ArviZ takes 94, R's loo 95."""
+    log_w = torch.randn(draws, 6, dtype=torch.float64) * torch.tensor([0.1, 0.5, 1, 2, 4, 8])
+    found = pareto_k(log_w)
+    for n, column in enumerate(log_w.T.numpy()):
+        smoothed, k = array_stats.psislw(-column)
+        assert found.k[n].item() == pytest.approx(k, abs=1e-9)
+        assert found.ess[n].item() == pytest.approx(1 / np.exp(2 * smoothed).sum(), rel=1e-9)
+    assert [tail_length(s) for s in (30, 225, 1000, 4000)] == [6, 45, 95, 190]
+
+
+@pytest.mark.parametrize("level", [-1e9, -1e6, 1e3, 1e6])
+@pytest.mark.parametrize("k", [0.1, 0.6, 1.2])
+def test_pareto_k_does_not_depend_on_the_level(level, k):
+    """Weights are known up to a factor, of any size."""
+    log_w = -k * torch.rand(1000, 3, dtype=torch.float64).log()
+    near, far = pareto_k(log_w), pareto_k(log_w + level)
+    torch.testing.assert_close(far.k, near.k, rtol=0, atol=1e-4)
+    torch.testing.assert_close(far.ess, near.ess, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_weights_of_few_values_are_bounded(classes):
+    """A latent of few classes, each met: no tail, whatever the weights; the error is right."""
+    probs = dist.Dirichlet(torch.ones(2, 200, classes).double() * 3).sample()
+    q, p = dist.Categorical(probs[0]), probs[1]
+    log_w = (p.log() - probs[0].log()).gather(1, q.sample((1000,)).T).T  # E w = 1
+    found, tail = evidence(log_w), pareto_k(log_w)
+    assert tail.share_bad < 0.02
+    assert (tail.k == 0).double().mean() > 0.9
+    scores = found.log_evidence / found.standard_error
+    assert scores.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+    assert pareto_k(log_w).k.equal(tail.k)  # ties are not broken by chance
+
+
+@pytest.mark.parametrize("k", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.3])
+def test_ties_leave_the_index_of_a_tail_alone(k, ratio):
+    """w = ratio^(-k z) of a geometric z: an unbounded tail of index k, on a lattice."""
+    z = dist.Geometric(torch.tensor(1 - ratio).double()).sample((1000, 100))
+    found = pareto_k(-k * math.log(ratio) * z).k
+    assert found.mean().item() == pytest.approx(k, abs=0.12)
+    assert (found > 0).all()
+
+
+def test_one_rare_large_weight_is_no_bound():
+    """Met a few times only, beside equal weights: what else was not met?"""
+    rare = torch.where(torch.arange(1000) < 3, math.log(500.0), 0.0)[:, None]
+    assert pareto_k(rare).share_bad == 1
+    often = torch.where(torch.arange(1000) < 30, math.log(500.0), 0.0)[:, None]
+    assert pareto_k(often).k.item() == 0
+
+
+def test_pareto_k_uses_up_no_random_numbers():
+    """Nor does the error that follows from it."""
+    log_w, before = torch.randn(1000, 3), torch.get_rng_state()
+    found = evidence(log_w), pareto_k(log_w)
+    assert torch.get_rng_state().equal(before)
+    assert evidence(log_w).standard_error.equal(found[0].standard_error)
 
 
 def test_pareto_k_counts_the_bad():
@@ -108,7 +172,11 @@ def test_evidence_by_hand():
     estimate = evidence(torch.tensor([[1.0], [3.0]]).log())
     assert estimate.mean == pytest.approx(math.log(2))
     assert estimate.standard_error.item() == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
-    assert str(estimate).startswith("0.6931 +- 0.5000 nats (K = 2)")
+    bias = math.log(2) - math.log(3) / 2  # of one draw, and as that of two is half as large: of two
+    assert estimate.bias.item() == pytest.approx(bias)
+    assert estimate.mean_standard_error == pytest.approx(math.hypot(0.5, bias))
+    assert str(estimate).startswith("0.6931 +- 0.5203 nats (K = 2)")
+    assert math.isnan(estimate.data_standard_error)
 
 
 def test_evidence_neither_overflows_nor_rounds():
