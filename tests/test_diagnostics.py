@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -203,6 +204,35 @@ def test_the_kl_splits():
     assert split.draws["z"].shape == (2000, 2)
 
 
+@pytest.mark.parametrize("error", ["monte_carlo_error", "standard_error"])
+def test_errors_of_the_split_are_those_of_repetitions(error):
+    """The data given, and the data drawn anew: each is the spread of 120 repetitions."""
+    model = linear(scale=0.5).double()
+    guide, given = Exact(model), _data_of(model, 120)
+    draw = (lambda: given) if error == "monte_carlo_error" else (lambda: _data_of(model, 120))
+    runs = [aggregate_posterior(model, guide, draw(), num_particles=4) for _ in range(120)]
+    for name in ("kl", "mutual_information", "marginal_kl"):
+        spread = torch.tensor([getattr(run, name) for run in runs]).std()
+        said = torch.tensor([getattr(run, error)[name] for run in runs]).square().mean().sqrt()
+        assert float(spread / said) == pytest.approx(1, abs=0.26), name  # 4 errors of the spread
+
+
+def _data_of(model, count):
+    with torch.no_grad():
+        z = torch.randn(count, model.weight.shape[1], dtype=torch.float64)
+        noise = torch.randn(count, len(model.weight), dtype=torch.float64)
+        x = z @ model.weight.mT + model.bias + model.log_scale.exp() * noise
+    return 1.5 * x  # more spread than the model's own, so that q(z) is not the prior
+
+
+def test_what_a_single_datum_or_draw_cannot_tell_is_nan():
+    model = linear()
+    one = aggregate_posterior(model, Exact(model), real(1, 3), num_particles=10)
+    assert math.isnan(one.standard_error["kl"]) and one.monte_carlo_error["kl"] > 0
+    once = aggregate_posterior(model, Exact(model), real(10, 3))
+    assert math.isnan(once.monte_carlo_error["kl"]) and once.standard_error["kl"] > 0
+
+
 def test_the_mutual_information_is_that_of_the_channel():
     """x of the model itself: I(x; z) = 1/2 ln det(I + W W' / s^2), here far below ln N."""
     model = LinearGaussian(torch.tensor([[1.0], [0.5]], dtype=torch.float64))
@@ -241,6 +271,40 @@ def test_kl_per_dimension_against_moments(guide):
     moments = dist.Normal(z.mean(0), z.std(0))
     expected = kl_divergence(moments, dist.Normal(0.0, 1.0)).mean(0)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("draws", [3, 5, 20])
+def test_kl_per_dimension_of_few_draws_is_unbiased(draws):
+    """Of Normal marginals exactly so: not too large by 1 / draws, 0.33 nats of three."""
+    loc, scale = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 0.1, 3.0]])
+
+    def guide(batch):  # dependent in name only, so that its KL is taken by moments
+        q = dist.MultivariateNormal(loc.expand(len(batch), 3), scale_tril=scale[0].diag())
+        with pyro.plate("data", len(batch), dim=-1):
+            pyro.sample("z", q)
+
+    model, x = LinearGaussian(torch.zeros(2, 3)), torch.zeros(20_000, 2)
+    exact = kl_divergence(dist.Normal(loc, scale), dist.Normal(0.0, 1.0))[0]
+    found = kl_per_dimension(model, guide, x, num_particles=draws)
+    spread = (scale**2 / 2**0.5 + loc.abs() * scale)[0] * (draws - 1) ** -0.5
+    assert ((found - exact).abs() < 4 * (spread + draws**-0.5) / 20_000**0.5).all()
+
+
+def test_kl_per_dimension_of_few_draws_of_two_modes():
+    """A variance that is better known than a Normal's: to first order, by kurtosis."""
+    sides = dist.Normal(torch.tensor([-1.0, 1.0]), 0.1)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch), dim=-1):
+            mixed = dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(len(batch), 1, 2)), sides.expand((len(batch), 1, 2))
+            )
+            pyro.sample("z", mixed.to_event(1))
+
+    model, x = LinearGaussian(torch.zeros(2, 1)), torch.zeros(20_000, 2)
+    exact = kl_divergence(dist.Normal(0.0, 1.01**0.5), dist.Normal(0.0, 1.0))
+    found = kl_per_dimension(model, guide, x, num_particles=20)
+    assert found.item() == pytest.approx(exact.item(), abs=0.006)  # of a Normal 1/20 is taken off
 
 
 def test_kl_per_dimension_needs_a_form():
