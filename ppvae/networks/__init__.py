@@ -9,6 +9,7 @@ from ppvae.networks.bounded import bounded_exp
 from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
 from ppvae.networks.critics import PatchCritic
 from ppvae.networks.flat import Flat
+from ppvae.networks.linear import follows, linear_layer
 from ppvae.networks.mlp import MLP, flatten_event
 from ppvae.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
@@ -25,4 +26,6 @@ __all__ = [
     "ResNetEncoder",
     "bounded_exp",
     "flatten_event",
+    "follows",
+    "linear_layer",
 ]
