@@ -61,16 +61,25 @@ class LinearGaussian(nn.Module):
         return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
 
     def log_evidence(self, batch: Tensor) -> Tensor:
-        """Return ln p(x), `(N,)` in nats."""
-        noise = (2 * self.log_scale).exp() * torch.eye(len(self.weight)).to(self.weight)
-        return dist.MultivariateNormal(
-            self.bias, covariance_matrix=self.weight @ self.weight.mT + noise
-        ).log_prob(batch)
+        """Return ln p(x), `(N,)` in nats, of the batch's type, computed in double precision."""
+        weight, bias, variance = self._doubles()
+        noise = variance * torch.eye(len(weight)).to(weight)
+        covariance = weight @ weight.mT + noise
+        found = dist.MultivariateNormal(bias, covariance_matrix=covariance).log_prob(
+            batch.double()
+        )
+        return found.to(self.weight)
 
     def posterior(self, batch: Tensor) -> dist.MultivariateNormal:
-        """Return p(z|x), of batch shape (N,) and event shape (D,)."""
-        variance = (2 * self.log_scale).exp()
-        identity = torch.eye(self.weight.shape[1]).to(self.weight)
-        precision = identity + self.weight.mT @ self.weight / variance
-        mean = torch.linalg.solve(precision, self.weight.mT @ (batch - self.bias).mT / variance)
-        return dist.MultivariateNormal(mean.mT, precision_matrix=precision)
+        """Return p(z|x), of batch shape (N,) and event shape (D,), computed likewise."""
+        weight, bias, variance = self._doubles()
+        precision = torch.eye(weight.shape[1]).to(weight) + weight.mT @ weight / variance
+        mean = torch.linalg.solve(precision, weight.mT @ (batch.double() - bias).mT / variance)
+        exact = dist.MultivariateNormal(mean.mT, precision_matrix=precision)
+        return dist.MultivariateNormal(
+            exact.loc.to(self.weight), scale_tril=exact.scale_tril.to(self.weight)
+        )
+
+    def _doubles(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and s^2: where s is small, single precision cannot invert what they make."""
+        return self.weight.double(), self.bias.double(), (2 * self.log_scale.double()).exp()

@@ -51,9 +51,10 @@ def posterior(model: LinearModalities, batch: dict[str, Tensor]) -> dist.Multiva
         >>> posterior(model, batch).mean.shape
         torch.Size([4, 1])
     """
-    precision, eta, _ = _sums(model, batch)
-    mean = torch.linalg.solve(precision, eta.unsqueeze(-1)).squeeze(-1)
-    return dist.MultivariateNormal(mean, precision_matrix=precision)
+    sums, kind = _sums(model, batch)
+    mean = torch.linalg.solve(sums.precision, sums.eta.unsqueeze(-1)).squeeze(-1)
+    exact = dist.MultivariateNormal(mean, precision_matrix=sums.precision)
+    return dist.MultivariateNormal(exact.loc.to(kind), scale_tril=exact.scale_tril.to(kind))
 
 
 def log_evidence(model: LinearModalities, batch: dict[str, Tensor]) -> Tensor:
@@ -69,31 +70,32 @@ def log_evidence(model: LinearModalities, batch: dict[str, Tensor]) -> Tensor:
         >>> log_evidence(model, nothing).item()
         0.0
     """
-    precision, eta, log_noise = _sums(model, batch)
-    root = torch.linalg.cholesky(precision)
-    half = torch.linalg.solve_triangular(root, eta.unsqueeze(-1), upper=False).squeeze(-1)
+    sums, kind = _sums(model, batch)
+    root = torch.linalg.cholesky(sums.precision)
+    half = torch.linalg.solve_triangular(root, sums.eta.unsqueeze(-1), upper=False).squeeze(-1)
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return (half.square().sum(-1) - log_det) / 2 + log_noise
+    return ((half.square().sum(-1) - log_det) / 2 + sums.log_noise).to(kind)
 
 
-def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> _Sums:
+def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> tuple[_Sums, torch.dtype]:
+    """Return the sums in double precision, where sharp scales cancel, and the model's own type."""
     if not isinstance(model.prior, StandardNormal) or model.private_dim:
         raise _unknown("another prior than N(0, I), or private latents")
     precision, eta, log_noise = 0.0, 0.0, 0.0
     for (name, leaf), obs in zip(batch.items(), seen(batch).unbind(1), strict=True):
         head = model.likelihoods[name]
-        scale, layer = _scale(name, head), _layer(name, model.decoders[name], head)
-        x = torch.where(obs.unsqueeze(-1), leaf.reshape(len(leaf), -1), 0.0)  # (N, F)
-        rest = x if layer.bias is None else x - layer.bias
+        layer = _layer(name, model.decoders[name], head)
+        scale, kind = _scale(name, head).double(), layer.weight.dtype
+        x = torch.where(obs.unsqueeze(-1), leaf.reshape(len(leaf), -1).double(), 0.0)  # (N, F)
+        rest = x if layer.bias is None else x - layer.bias.double()
         rest = torch.where(obs.unsqueeze(-1), rest, 0.0) / scale
-        weight = layer.weight / scale  # (F, D)
+        weight = layer.weight.double() / scale  # (F, D)
         precision = precision + obs[:, None, None] * (weight.mT @ weight)
         eta = eta + rest @ weight
         log_noise = log_noise - rest.square().sum(-1) / 2
         log_noise = log_noise - obs * len(weight) * (scale.log() + math.log(2 * math.pi) / 2)
-    return _Sums(
-        precision + torch.eye(eta.shape[-1], device=eta.device, dtype=eta.dtype), eta, log_noise
-    )
+    identity = torch.eye(eta.shape[-1], device=eta.device, dtype=eta.dtype)
+    return _Sums(precision + identity, eta, log_noise), kind
 
 
 def _layer(name: str, decoder: nn.Module, head: object) -> nn.Linear:

@@ -7,7 +7,7 @@ import inspect
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ def compare(
     hidden: int = 256,
     num_particles: int = 1000,
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
     out: Path = Path("report"),
 ) -> None:
@@ -56,17 +57,20 @@ def compare(
         hidden: The width of the hidden layer in encoder and decoder.
         num_particles: The number of draws per test datum that the verdict rests on, at least 30.
         seed: Of weights, draws and the split.
+        seeds: How many seeds of weights and draws to train with, from `seed` on, on one split: a
+            ranking that one of them reverses is then told from one that they share.
         device: "auto", "cpu" or "cuda".
         out: The folder to write comparison.csv and index.html to.
     """
-    _require(num_particles=(num_particles, LEAST_DRAWS), epochs=(epochs, 1))
+    _require(num_particles=(num_particles, LEAST_DRAWS), epochs=(epochs, 1), seeds=(seeds, 1))
     writable_folder(out)  # before the work, not after it
     split = data_sets.load(data, root=root, download=download, binarize=binarize, seed=seed)
     svis, interrupted = {}, False
-    options = {"latent_dim": latent_dim, "hidden": hidden, "epochs": epochs, "seed": seed}
+    options = {"latent_dim": latent_dim, "hidden": hidden, "epochs": epochs}
     try:
-        for name, svi in five_guides(split, device=device, **options):
-            svis[name] = svi
+        for one in range(seed, seed + seeds):
+            for name, svi in five_guides(split, device=device, seed=one, **options):
+                svis.setdefault(name, []).append(svi)
     except KeyboardInterrupt:
         if not svis:
             raise
@@ -75,6 +79,7 @@ def compare(
     facts = {
         "data": f"{data}, {len(split):,} to train and {len(split.test):,} to test",
         **options,
+        "seed" if seeds == 1 else "seeds": ", ".join(map(str, range(seed, seed + seeds))),
     }
     _report(svis, split, out, num_particles, "Five guides on one model", facts)
     if interrupted:
@@ -275,7 +280,7 @@ def _name(folder: Path, folders: tuple[Path, ...]) -> str:
 
 
 def _report(
-    svis: dict[str, SVI],
+    svis: Mapping[str, SVI | Sequence[SVI]],
     split: Split,
     out: Path,
     num_particles: int,
@@ -284,7 +289,8 @@ def _report(
     most_data: int | None = None,
 ) -> None:
     """Write a report, print its table, and say where it is."""
-    where = next(iter(svis.values())).device
+    first = next(iter(svis.values()))
+    where = (first if isinstance(first, SVI) else first[0]).device
     size = batch_size(split.test)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     some = order[:most_data] if most_data else torch.arange(size)

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,23 @@ __all__ = ["COLUMNS", "format_table", "writable_folder", "write_report"]
 # Column: (how to print it, what it means), in the order of the table.
 COLUMNS = {
     "elbo": ("{:.2f}", "evidence lower bound on the test data, nats per datum; higher is better"),
+    "elbo_se": ("{:.2f}", "its error over the choice of test data"),
+    "elbo_difference": ("{:.2f}", "its distance to the best row, on the same data"),
+    "elbo_difference_se": ("{:.2f}", "the error of that distance, over data and seeds"),
     "evidence": ("{:.2f}", "importance-weighted estimate of ln p(x), nats per datum"),
-    "evidence_se": ("{:.3f}", "Monte Carlo standard error of the evidence"),
+    "evidence_se": ("{:.3f}", "its Monte Carlo error: what more draws would take away"),
+    "evidence_data_se": ("{:.2f}", "its error over the choice of test data"),
+    "evidence_difference": ("{:.2f}", "its distance to the best row, on the same data"),
+    "evidence_difference_se": ("{:.2f}", "the error of that distance, over data and seeds"),
+    "best_rank": ("{:.0f}", "the best place by evidence that data and seeds leave open"),
+    "worst_rank": ("{:.0f}", "the worst one"),
     "k_bad": ("{:.1%}", "share of test data with Pareto k > 0.7, whose weights cannot be trusted"),
     "ess": ("{:.0f}", "median effective number of draws per datum"),
     "kl": ("{:.2f}", "mean KL(q(z|x) || p(z)), nats: mutual information + KL of the aggregate"),
     "mutual_information": ("{:.2f}", "I_q(x; z), nats; at most ln N"),
-    "active_units": ("{:.0f}", "latent dimensions whose posterior mean varies by more than 0.01"),
+    "active_units": ("{:.1f}", "latent dimensions whose posterior mean varies by more than 0.01"),
+    "elbo_seed_sd": ("{:.2f}", "the standard deviation of the ELBO over seeds"),
+    "evidence_seed_sd": ("{:.2f}", "the standard deviation of the evidence over seeds"),
     "seconds": ("{:.1f}", "training time, validation included"),
     "parameters": ("{:,.0f}", "parameters of the guide"),
 }
@@ -52,7 +62,7 @@ figcaption, .facts { color: #555; font-size: .9rem; }
 
 
 def write_report(
-    svis: Mapping[str, SVI],
+    svis: Mapping[str, SVI | Sequence[SVI]],
     batch: Batch,
     out: str | Path,
     *,
@@ -70,7 +80,8 @@ def write_report(
     the aggregate posterior against the prior.
 
     Args:
-        svis: Trained pairs by name.
+        svis: Trained pairs by name, or lists of them, one for each seed: the table is of all, and
+            the figures are of the first.
         batch: Held-out data x, (N, ...): images, which are drawn, or sentences, or modalities.
         out: The folder; made if need be, and its two files replaced.
         labels: (N,) integers, for the latent map; without them it is left out.
@@ -95,19 +106,26 @@ def write_report(
     """
     if not svis:
         raise ValueError("there is nothing to report: no pair was trained")
-    import pandas as pd
-
     folder = writable_folder(out)
+    runs = {name: some if isinstance(some, Sequence) else [some] for name, some in svis.items()}
+    options = {"num_particles": num_particles, "most_data": most_data}
     verdicts = {
-        name: diagnostics.judge(
-            svi.model, svi.guide, batch, num_particles=num_particles, most_data=most_data
-        )
-        for name, svi in svis.items()
+        name: [diagnostics.judge(svi.model, svi.guide, batch, **options) for svi in some]
+        for name, some in runs.items()
     }
-    table = pd.DataFrame({name: v.row for name, v in verdicts.items()}).T.rename_axis("guide")
-    table["seconds"] = [sum(record["seconds"] for record in svi.records) for svi in svis.values()]
-    table = table[list(COLUMNS)]
-    figures = _figures(svis, verdicts, rows_of(batch, 0, most_data), labels, image)
+    table = diagnostics.tabulate(verdicts)
+    table["seconds"] = [
+        sum(record["seconds"] for svi in some for record in svi.records) / len(some)
+        for some in runs.values()
+    ]
+    table = table[[name for name in COLUMNS if name in table]]
+    figures = _figures(
+        {name: some[0] for name, some in runs.items()},
+        {name: some[0] for name, some in verdicts.items()},
+        rows_of(batch, 0, most_data),
+        labels,
+        image,
+    )
     table.to_csv(folder / "comparison.csv")
     page = _page(title, facts or {}, table, figures)
     (folder / "index.html").write_text(page, encoding="utf-8")

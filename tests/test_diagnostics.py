@@ -12,20 +12,26 @@ from torch.distributions import kl_divergence
 from zoo import GUIDES, PAIRS, binary, linear, named, real, vae
 
 from ppvae.diagnostics import (
+    Evidence,
+    Pareto,
+    Verdict,
     active_units,
     aggregate_posterior,
     compare,
     evidence,
+    judge,
     kl_per_dimension,
     mutual_information,
     pareto_k,
     pareto_threshold,
+    tabulate,
 )
 from ppvae.diagnostics.bounds.pareto import tail_length
 from ppvae.divergences import kl_per_coordinate
 from ppvae.guides import Exact
 from ppvae.models import LinearGaussian
 from ppvae.networks import MLP
+from ppvae.protocols import rows_of
 from ppvae.weights import evaluating, log_weights, trace_pair
 
 # Pareto k
@@ -173,7 +179,9 @@ def test_evidence_by_hand():
     estimate = evidence(torch.tensor([[1.0], [3.0]]).log())
     assert estimate.mean == pytest.approx(math.log(2))
     assert estimate.standard_error.item() == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
-    bias = math.log(2) - math.log(3) / 2  # of one draw, and as that of two is half as large: of two
+    bias = (
+        math.log(2) - math.log(3) / 2
+    )  # of one draw, and as that of two is half as large: of two
     assert estimate.bias.item() == pytest.approx(bias)
     assert estimate.mean_standard_error == pytest.approx(math.hypot(0.5, bias))
     assert str(estimate).startswith("0.6931 +- 0.5203 nats (K = 2)")
@@ -369,6 +377,81 @@ def test_the_comparison_has_a_row_per_guide():
     normal = guides["normal"]
     assert table.loc["normal", "parameters"] == sum(p.numel() for p in normal.parameters())
     assert not np.isnan(table.to_numpy(dtype=float)).any()
+
+
+def _verdict(evidence_, bound=None):
+    """A verdict of which only the numbers per datum matter."""
+    size = len(evidence_)
+    zeros = torch.zeros(size)
+    found = Evidence(evidence_, zeros, 100, zeros, zeros)
+    tail = Pareto(zeros, zeros, 0.7)
+    bound = evidence_ if bound is None else bound
+    return Verdict(bound, found, tail, None, torch.empty(0), torch.empty(0), 0, size)
+
+
+def test_differences_are_paired():
+    """What makes all data hard cancels: the errors are those of the difference itself."""
+    hard, d = 50 * torch.randn(400), torch.randn(400)
+    table = tabulate({"a": [_verdict(hard)], "b": [_verdict(hard + 0.5 + d)]})
+    a = table.loc["a"]
+    assert a["evidence_difference"] == pytest.approx(-(0.5 + d).mean().item(), abs=1e-4)
+    assert a["evidence_difference_se"] == pytest.approx(d.std().item() / 20, rel=1e-4)
+    assert a["evidence_data_se"] == pytest.approx(hard.std().item() / 20, rel=1e-4)
+    assert a["elbo_difference_se"] == pytest.approx(a["evidence_difference_se"])
+    assert table.loc["b", "evidence_difference"] == 0 == table.loc["b", "elbo_difference_se"]
+    assert table[["best_rank", "worst_rank"]].to_numpy().tolist() == [[2, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(("shifts", "open"), [((0.5, 0.6, 0.7), False), ((0.5, 0.6, -0.1), True)])
+def test_a_ranking_that_one_seed_reverses_is_none(shifts, open):
+    """However small its error over the data."""
+    hard = torch.randn(3, 400)
+    b = [_verdict(x + s + 0.01 * torch.randn(400)) for x, s in zip(hard, shifts, strict=True)]
+    table = tabulate({"a": [_verdict(x) for x in hard], "b": b})
+    places = [[1, 2], [1, 2]] if open else [[2, 2], [1, 1]]
+    assert table[["best_rank", "worst_rank"]].to_numpy().tolist() == places
+    spread = torch.tensor(shifts).std().item() / 3**0.5
+    assert table.loc["a", "evidence_difference_se"] == pytest.approx(spread, rel=0.05)
+    assert table.loc["a", "evidence_seed_sd"] > 0
+
+
+def test_the_error_of_a_difference_is_that_of_repetitions():
+    """Data and seeds drawn anew 200 times: the spread is what is said of it."""
+    found, said = [], []
+    for _ in range(200):
+        seeds, data = 0.1 * torch.randn(4, 1), torch.randn(100)
+        runs = seeds + data + 0.3 * torch.randn(4, 100)
+        table = tabulate(
+            {"a": [_verdict(torch.zeros(100)) for _ in range(4)], "b": [*map(_verdict, runs + 1)]}
+        )
+        found.append(table.loc["a", "evidence_difference"])
+        said.append(table.loc["a", "evidence_difference_se"])
+    ratio = np.std(found) / np.sqrt(np.mean(np.square(said)))
+    assert ratio == pytest.approx(1, abs=0.2)  # 4 errors of the spread
+
+
+def test_seeds_are_averaged():
+    """Each is a pair of its own."""
+    x = real(30, 3)
+    pairs = [(m, Exact(m)) for m in (linear(), linear(scale=2.0))]
+    table = compare({"exact": pairs}, None, x, num_particles=50)
+    truth = torch.stack([m.log_evidence(x).mean() for m, _ in pairs])
+    assert table.loc["exact", "evidence"] == pytest.approx(truth.mean().item(), abs=1e-4)
+    assert table.loc["exact", "evidence_seed_sd"] == pytest.approx(truth.std().item(), abs=1e-4)
+
+
+BOUNDED = [p for p in PAIRS if p.density and not p.name.startswith("modal-latents")]
+
+
+@pytest.mark.parametrize("pair", named(BOUNDED))
+def test_one_datum_is_judged(pair):
+    """What is said of how data differ is NaN; all else is there."""
+    one = rows_of(pair.batch, 0, 1)
+    verdict = judge(*pair.make(), one, num_particles=30, site=pair.latent)
+    assert verdict.bounds.isfinite().all() and len(verdict.active) == 0
+    assert math.isnan(verdict.row["active_units"]) and math.isnan(verdict.row["elbo_se"])
+    table = tabulate({"a": [verdict], "b": [verdict, verdict]})
+    assert table["evidence_difference_se"].notna().all()
 
 
 def test_pairs_may_bring_their_own_models():

@@ -46,8 +46,8 @@ def polymnist(
             takes it, or images (3, H, W) in [0, 1], the first for m0; scikit-learn's own, without
             any file, by default.
         views: How many, 2 to 5.
-        count: How many data to train on, the first; all by default. The test part is whole, or
-            this many where it has more.
+        count: How many data to train on, the first of all, the same whatever their number; all by
+            default. The test part is whole, or its first this many where it has more.
         crops: The offsets of crops, from and up to, the same for both axes; None for anywhere, as
             published. Narrow ones are what small networks learn in minutes.
         translated: Whether digits shrink to 21 x 21 pixels and are put anywhere.
@@ -93,11 +93,11 @@ def polymnist(
     }
     made, labels = {}, {}
     for index, (name, (images, classes)) in enumerate(parts.items()):
-        gray, classes = _bytes(images[:count]), classes[:count]
-        labels[name] = classes
+        labels[name] = classes[:count]
+        how = (crops, translated)
         made[name] = {
             f"m{m}": _view(
-                gray, classes, photographs[m], crops, translated, seeded(seed, 5 * index + m)
+                images, classes, count, photographs[m], *how, seeded(seed, 5 * index + m)
             )
             for m in range(views)
         }
@@ -172,32 +172,36 @@ def embedded_photographs() -> list[Tensor]:
 
 
 def _view(
-    gray: Tensor,
+    images: Tensor,
     classes: Tensor,
+    count: int | None,
     photograph: Tensor,
     crops: tuple[int, int] | None,
     translated: bool,
     draw: torch.Generator,
 ) -> Tensor:
-    """Return one view of every datum, (N, 3, 28, 28)."""
+    """Return one view of the first data, (N, 3, 28, 28): what is drawn is drawn for them all."""
     source = torch.empty_like(classes)
     for label in classes.unique():
         rows = (classes == label).nonzero()[:, 0]
         source[rows] = rows[torch.randperm(len(rows), generator=draw)]
-    ink = (_moved(gray[source], draw) if translated else gray[source]) > DARK  # (N, 1, 28, 28)
+    places = (
+        torch.randint(SIDE - SHRUNK + 1, (2, len(classes)), generator=draw) if translated else None
+    )
     tops, lefts = (
-        torch.randint(*(crops or (0, side - SIDE + 1)), (len(gray),), generator=draw)
+        torch.randint(*(crops or (0, side - SIDE + 1)), (len(classes),), generator=draw)[:count]
         for side in photograph.shape[1:]
     )
+    gray = _bytes(images[source[:count]])
+    ink = (gray if places is None else _moved(gray, places[:, :count])) > DARK  # (N, 1, 28, 28)
     windows = photograph.unfold(1, SIDE, 1).unfold(2, SIDE, 1)  # (3, H - 27, W - 27, 28, 28)
     crop = windows[:, tops, lefts].transpose(0, 1)
     return torch.where(ink, 1 - crop, crop).contiguous()
 
 
-def _moved(gray: Tensor, draw: torch.Generator) -> Tensor:
-    """Return digits shrunk to 21 x 21 pixels, at random places."""
+def _moved(gray: Tensor, places: Tensor) -> Tensor:
+    """Return digits shrunk to 21 x 21 pixels, their corners at places (2, N)."""
     small = interpolate(gray.float(), size=(SHRUNK, SHRUNK), mode="bilinear", antialias=False)
-    places = torch.randint(SIDE - SHRUNK + 1, (2, len(gray)), generator=draw)
     canvas = torch.zeros(len(gray), 1, SIDE, SIDE)
     rows = torch.arange(SHRUNK)
     n = torch.arange(len(gray))[:, None, None]

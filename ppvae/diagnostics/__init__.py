@@ -20,6 +20,7 @@ from ppvae.diagnostics.bounds import (
     ppca_bound,
     search_step_size,
 )
+from ppvae.diagnostics.comparison import compare, tabulate
 from ppvae.diagnostics.latents import (
     AggregatePosterior,
     ComponentUsage,
@@ -72,7 +73,7 @@ from ppvae.diagnostics.uses import (
     semi_supervised_accuracy,
     shattering_dimensionality,
 )
-from ppvae.diagnostics.verdict import Verdict, compare, judge
+from ppvae.diagnostics.verdict import Verdict, judge
 
 __all__ = [
     "PPCA",
@@ -135,5 +136,6 @@ __all__ = [
     "sharpness",
     "shattering_dimensionality",
     "sparsity",
+    "tabulate",
     "train_classifier",
 ]

@@ -1,14 +1,12 @@
-"""All diagnostics of a pair at once, and of several pairs side by side."""
+"""All diagnostics of a pair at once."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ppvae.diagnostics.bounds.importance import Evidence, Pareto, evidence, pareto_k
+from ppvae.diagnostics.bounds.importance import Evidence, Pareto, data_error, evidence, pareto_k
 from ppvae.diagnostics.latents.latent import (
     AggregatePosterior,
     active_units,
@@ -18,10 +16,7 @@ from ppvae.diagnostics.latents.latent import (
 from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch, module_of
 from ppvae.weights import WeightlessError, evaluating, log_weights, plan_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Verdict", "compare", "judge"]
+__all__ = ["Verdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +24,18 @@ class Verdict:
     """All that is said of one pair on one set of data.
 
     Attributes:
-        elbo: The mean log weight, in nats per datum.
+        bounds: The mean log weight, (N,), of all data together where they share a latent.
         evidence: As in `evidence`; of all data together where they share a latent.
         tail: As in `pareto_k`, likewise.
         split: As in `aggregate_posterior`; None where it does not apply.
         kl_per_dimension: (D,), as in `kl_per_dimension`; empty where it has no form.
-        active: (D,) booleans, as in `active_units`; empty where data share the latent.
+        active: (D,) booleans, as in `active_units`; empty where data share the latent, or there
+            is one.
         parameters: How many the guide has.
         size: The number of data that the weights, one each or one for all, are of.
     """
 
-    elbo: float
+    bounds: Tensor
     evidence: Evidence
     tail: Pareto
     split: AggregatePosterior | None
@@ -49,13 +45,24 @@ class Verdict:
     size: int
 
     @property
+    def share(self) -> float:
+        """What a mean over weights is multiplied by to be one per datum."""
+        return len(self.bounds) / self.size
+
+    @property
+    def elbo(self) -> float:
+        """The mean log weight, in nats per datum."""
+        return float(self.bounds.mean()) * self.share
+
+    @property
     def row(self) -> dict[str, float]:
-        """The verdict as numbers, a row of `compare`."""
-        share = len(self.evidence.log_evidence) / self.size
+        """The verdict as numbers, a row of `compare` but for what compares."""
         return {
             "elbo": self.elbo,
-            "evidence": self.evidence.mean * share,
-            "evidence_se": self.evidence.mean_standard_error * share,
+            "elbo_se": data_error(self.bounds) * self.share,
+            "evidence": self.evidence.mean * self.share,
+            "evidence_se": self.evidence.mean_standard_error * self.share,
+            "evidence_data_se": self.evidence.data_standard_error * self.share,
             "k_bad": self.tail.share_bad,
             "ess": float(self.tail.ess.median()),
             "kl": self.split.kl if self.split else math.nan,
@@ -76,7 +83,8 @@ def judge(
 ) -> Verdict:
     """Judge one pair by every diagnostic here.
 
-    Where all data share a latent, only its weights are judged: nothing else is said per datum. An
+    Where all data share a latent, only its weights are judged: nothing else is said per datum. Of
+    one datum it is not said how data differ: active units, and errors over the data. An
     autoguide with a factor per datum cannot say its density of other data, which the split needs.
 
     Args:
@@ -112,9 +120,10 @@ def judge(
             split = aggregate_posterior(model, guide, some, num_particles=10)
         except WeightlessError:  # its weights are fine, but not its density at given latents
             pass
-        active = active_units(guide, batch, site=site)
+        if plan.size > 1:
+            active = active_units(guide, batch, site=site)
     return Verdict(
-        elbo=float(log_w.sum(1).mean()) / plan.size,
+        bounds=log_w.double().mean(0),
         evidence=evidence(log_w),
         tail=pareto_k(log_w),
         split=split,
@@ -123,49 +132,6 @@ def judge(
         parameters=_count_parameters(guide),
         size=plan.size,
     )
-
-
-def compare(
-    guides: Mapping[str, Guide | tuple[Model, Guide]], model: Model | None, batch: Batch, **kwargs
-) -> "pd.DataFrame":
-    """Judge several guides on the same data, a row each.
-
-    Columns, in nats per datum where they are nats: `elbo`; `evidence` and `evidence_se`, the
-    importance-weighted estimate with K particles and its Monte Carlo error; `k_bad`, the share of
-    data with Pareto k > 0.7; `ess`, the median effective number of draws; `kl`;
-    `mutual_information`; `active_units`; `parameters`, the guide's. NaN where a column has no
-    meaning: see `judge`.
-
-    Args:
-        guides: Guides by name, or (model, guide) pairs where each was trained with its own model.
-        model: The model of those given without one.
-        batch: Held-out data x, (N, ...).
-        **kwargs: As in `judge`.
-
-    Raises:
-        WeightlessError: If a guide has no density, in words.
-        ValueError: If there are no guides, or a guide comes without a model.
-
-    Example:
-        >>> from ppvae.guides import Exact
-        >>> from ppvae.models import LinearGaussian
-        >>> model = LinearGaussian(torch.ones(3, 2))
-        >>> compare({"exact": Exact(model)}, model, torch.zeros(5, 3))["k_bad"].item()
-        0.0
-    """
-    import pandas as pd
-
-    if not guides:
-        raise ValueError("there are no guides to compare: give at least one, by name")
-    rows = {}
-    for name, entry in guides.items():
-        of, guide = entry if isinstance(entry, tuple) else (model, entry)
-        if of is None:
-            raise ValueError(
-                f"the guide {name!r} has no model: pass model, or a (model, guide) pair"
-            )
-        rows[name] = judge(of, guide, batch, **kwargs).row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
 
 
 def _spaced(batch: Batch, most: int) -> Batch:

@@ -16,9 +16,9 @@ from ppvae.likelihoods import Normal
 from ppvae.networks import follows, linear_layer
 from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import BetaELBO
+from ppvae.pairing import sample_sites
 from ppvae.protocols import Batch, Guide, Model, batch_size, forked_streams, module_of, rows_of
 from ppvae.weights import latent_sites, particles
-from ppvae.weights.traces import sample_sites
 
 __all__ = ["LinearELBO"]
 

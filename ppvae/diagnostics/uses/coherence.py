@@ -22,21 +22,32 @@ class Coherence:
     Attributes:
         names: Of the modalities.
         matrix: (M, M) accuracies: given the row's modality, of the column's as generated.
+        balanced: (M, M) the means over labels of each label's accuracy: 1 / C by chance for C
+            labels, however unevenly the data have them.
     """
 
     names: tuple[str, ...]
     matrix: Tensor
+    balanced: Tensor
 
     @property
     def off_diagonal(self) -> float:
         """The mean over pairs of different modalities: what is meant by coherence."""
-        others = ~torch.eye(len(self.names), dtype=torch.bool)
-        return float(self.matrix[others].mean())
+        return _off_diagonal(self.matrix)
+
+    @property
+    def balanced_off_diagonal(self) -> float:
+        """The same of `balanced`: what always says the commonest label gains nothing by it."""
+        return _off_diagonal(self.balanced)
 
     @property
     def diagonal(self) -> float:
         """The mean over modalities generated from themselves; private latents are drawn anew."""
         return float(self.matrix.diagonal().mean())
+
+
+def _off_diagonal(matrix: Tensor) -> float:
+    return float(matrix[~torch.eye(len(matrix), dtype=torch.bool)].mean())
 
 
 def coherence(
@@ -49,6 +60,7 @@ def coherence(
     """Return the share of labels kept from each modality to each, at one draw of the latent.
 
         C_mm' = mean_n [classifier_m'(E[x_m'|z_n]) = label_n],  z_n ~ q(z|x_nm)
+        balanced: the same mean over the data of each label, then over labels
 
     Data that lack the given modality are left out of its row. Compare with the classifiers' own
     accuracy, which is what a perfect model reaches. Random numbers are drawn from torch's global
@@ -96,6 +108,7 @@ def coherence(
         raise ValueError(f"there is no classifier of {missing}: pass one for each modality")
     labels = labels.to(obs.device)
     matrix = torch.empty(len(named), len(named), dtype=torch.float64)
+    balanced = matrix.clone()
     for row, name in enumerate(named):
         if not bool((rows := obs[:, row]).any()):
             raise ValueError(f"no datum has the modality {name!r} to generate others from")
@@ -103,8 +116,10 @@ def coherence(
         generated = generate(model, guide, given, [name])
         for column, other in enumerate(named):
             found = _labels(classifiers[other], generated[other])
-            matrix[row, column] = (found == labels[rows]).double().mean()
-    return Coherence(tuple(named), matrix.cpu())
+            right = (found == labels[rows]).double()
+            matrix[row, column] = right.mean()
+            balanced[row, column] = _mean_by_label(right, labels[rows])
+    return Coherence(tuple(named), matrix, balanced)
 
 
 def generate(
@@ -174,6 +189,13 @@ def given_only(guide: Guide, batch: Batch, given: Collection[str]) -> dist.Torch
     keep = torch.tensor([name in given for name in named], device=seen(batch).device)
     with evaluating(guide):
         return guide.joint(hide(batch, keep))
+
+
+def _mean_by_label(values: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over labels of values' means, (N,) each."""
+    _, places = labels.unique(return_inverse=True)
+    sums = torch.zeros(int(places.max()) + 1).to(values).index_add(0, places, values)
+    return (sums / places.bincount()).mean()
 
 
 def _labels(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
