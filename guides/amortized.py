@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppvae.protocols import DATA_PLATE, Encoder
+from ppvae.protocols import DATA_PLATE, Batch, Encoder, batch_size
 
 __all__ = ["Amortized", "activation_after"]
 
@@ -50,10 +50,10 @@ class Amortized(nn.Module):
         self.posterior = posterior
         self.infer = dict(infer or {})
 
-    def forward(self, batch: Tensor) -> None:
+    def forward(self, batch: Batch) -> None:
         """Sample z ~ q(z|x) at the batch `(N, ...)`."""
         h = self.head(self.activation(self.encoder(batch)))
-        with pyro.plate(DATA_PLATE, len(batch), dim=-1):
+        with pyro.plate(DATA_PLATE, batch_size(batch), dim=-1):
             pyro.sample("z", self.posterior(h), infer=dict(self.infer))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppvae.distributions import RelaxedOneHot
 from ppvae.guides.amortized import Amortized
-from ppvae.protocols import DATA_PLATE, Encoder
+from ppvae.protocols import DATA_PLATE, Batch, Encoder, batch_size
 
 __all__ = ["Categorical"]
 
@@ -76,11 +76,11 @@ class Categorical(Amortized):
         super().__init__(encoder, self._posterior, latent_dim, infer=infer, **kwargs)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
-    def forward(self, batch: Tensor) -> None:
+    def forward(self, batch: Batch) -> None:
         """Sample z ~ q(z|x) at the batch `(N, ...)`."""
         h = self.head(self.activation(self.encoder(batch)))
         infer = {**self.infer, "weightless": SURROGATE} if self.training else dict(self.infer)
-        with pyro.plate(DATA_PLATE, len(batch), dim=-1):
+        with pyro.plate(DATA_PLATE, batch_size(batch), dim=-1):
             pyro.sample("z", self.posterior(h), infer=infer)
 
     def _posterior(self, h: Tensor) -> dist.OneHotCategorical:

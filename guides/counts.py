@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppvae.distributions import RelaxedPoisson, event_window
 from ppvae.distributions.relaxed_poisson import Kernel
-from ppvae.protocols import DATA_PLATE
+from ppvae.protocols import DATA_PLATE, Batch, batch_size
 
 __all__ = ["Counts", "Rates"]
 
@@ -101,12 +101,12 @@ class Counts(nn.Module):
     def log_gain(self, batch: Tensor) -> Tensor:
         """Return the log gains over the model's rates, (N, K)."""
 
-    def forward(self, batch: Tensor) -> None:
+    def forward(self, batch: Batch) -> None:
         """Sample z ~ q(z|x) at the batch `(N, ...)`."""
         relaxed = self.training and self.gradient == "relaxed"
         infer = {**self.infer, "weightless": SURROGATE} if relaxed else dict(self.infer)
         q = self.posterior(self.log_gain(batch))
-        with pyro.plate(DATA_PLATE, len(batch), dim=-1):
+        with pyro.plate(DATA_PLATE, batch_size(batch), dim=-1):
             z = pyro.sample("z", q, infer=infer)
         if self.training and q.has_rsample:
             rate = q.base_dist.rate

@@ -16,7 +16,7 @@ from ppvae.training import (
     fit,
     resolve_device,
 )
-from ppvae.weights import WeightlessError, log_weights
+from ppvae.weights import WeightlessError, log_weights, predictive
 
 __all__ = [
     "SVI",
@@ -41,5 +41,6 @@ __all__ = [
     "models",
     "networks",
     "objectives",
+    "predictive",
     "resolve_device",
 ]

@@ -63,6 +63,7 @@ __all__ = [
     "rows_of",
     "seeded",
     "seen",
+    "spaced",
 ]
 
 DATA_PLATE = "data"  # the name of the plate over the batch, at dim -1
@@ -114,7 +115,7 @@ class SetGuide(Protocol):
 
 
 def leaves(batch: Batch) -> dict[str, Tensor]:
-    """Return the tensors of a batch by name; a bare tensor is named `x`.
+    """Return the tensors of a batch by name; a bare tensor is named `x`, and None is left out.
 
     Raises:
         TypeError: If the batch is neither a tensor nor a mapping of tensors.
@@ -124,6 +125,7 @@ def leaves(batch: Batch) -> dict[str, Tensor]:
         ['image']
     """
     named = batch if isinstance(batch, Mapping) else {"x": batch}
+    named = {name: leaf for name, leaf in named.items() if leaf is not None}  # not known
     for name, leaf in named.items():
         if not isinstance(leaf, Tensor):
             raise TypeError(
@@ -191,7 +193,9 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         torch.Size([2, 4])
     """
     mapped = {name: function(leaf) for name, leaf in leaves(batch).items()}
-    return mapped if isinstance(batch, Mapping) else mapped["x"]
+    if not isinstance(batch, Mapping):
+        return mapped["x"]
+    return {name: mapped.get(name) for name in batch}
 
 
 def rows_of(batch: Batch, start: int, count: int) -> Batch:
@@ -204,20 +208,45 @@ def rows_of(batch: Batch, start: int, count: int) -> Batch:
     return map_batch(lambda leaf: leaf[start : start + count], batch)
 
 
+def spaced(batch: Batch, most: int) -> Batch:
+    """Return at most so many data, from all over the batch: it may be ordered by class or length.
+
+    Example:
+        >>> spaced(torch.arange(9), 3)
+        tensor([0, 4, 8])
+    """
+    size = batch_size(batch)
+    rows = torch.linspace(0, size - 1, min(size, most)).long()
+    return map_batch(lambda leaf: leaf[rows.to(leaf.device)], batch)
+
+
 def module_of(side: Callable) -> nn.Module | None:
-    """Return the module that a part is, or that Pyro's handlers wrap; None for a function.
+    """Return the module that a part is, or that it is a method of, or that it wraps.
+
+    Pyro's handlers wrap one, `functools.partial` may hold several: they come as one `ModuleDict`,
+    by the names or places of the arguments. None for a function.
 
     Example:
         >>> from pyro import poutine
         >>> network = nn.Linear(1, 1)
         >>> module_of(poutine.scale(network, scale=2.0)) is network
         True
+        >>> module_of(network.forward) is network
+        True
     """
     if isinstance(side, nn.Module):
         return side
-    parts = (side.func, *side.args, *side.keywords.values()) if isinstance(side, partial) else ()
-    found = (module_of(part) for part in parts)
-    return next((module for module in found if module is not None), None)
+    owner = getattr(side, "__self__", None)  # of a bound method
+    if isinstance(owner, nn.Module):
+        return owner
+    if not isinstance(side, partial):
+        return None
+    parts = {"func": side.func, **{str(i): part for i, part in enumerate(side.args)}}
+    held = {name: module_of(part) for name, part in (parts | side.keywords).items()}
+    held = {name: module for name, module in held.items() if module is not None}
+    if len({id(module) for module in held.values()}) < 2:
+        return next(iter(held.values()), None)
+    return nn.ModuleDict({f"{n}_" if hasattr(nn.ModuleDict, n) else n: m for n, m in held.items()})
 
 
 def modules_of(side: Callable) -> list[nn.Module]:

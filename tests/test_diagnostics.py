@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats.base import array_stats
 from torch.distributions import kl_divergence
 from zoo import GUIDES, PAIRS, binary, linear, named, real, vae
 
@@ -19,6 +21,7 @@ from ppvae.diagnostics import (
     pareto_k,
     pareto_threshold,
 )
+from ppvae.diagnostics.bounds.pareto import tail_length
 from ppvae.divergences import kl_per_coordinate
 from ppvae.guides import Exact
 from ppvae.models import LinearGaussian
@@ -43,6 +46,68 @@ def test_pareto_k_takes_the_weights_as_they_are():
     assert heavy.k > 1
     assert light.k < 0
     assert heavy.ess < light.ess
+
+
+@pytest.mark.parametrize("draws", [100, 900, 10_000])
+def test_pareto_k_is_that_of_arviz_where_tails_are_as_long(draws):
+    """The same fit and smoothing, and R's length: at 1000 draws ArviZ takes 94, R's loo 95."""
+    log_w = torch.randn(draws, 6, dtype=torch.float64) * torch.tensor([0.1, 0.5, 1, 2, 4, 8])
+    found = pareto_k(log_w)
+    for n, column in enumerate(log_w.T.numpy()):
+        smoothed, k = array_stats.psislw(-column)
+        assert found.k[n].item() == pytest.approx(k, abs=1e-9)
+        assert found.ess[n].item() == pytest.approx(1 / np.exp(2 * smoothed).sum(), rel=1e-9)
+    assert [tail_length(s) for s in (30, 225, 1000, 4000)] == [6, 45, 95, 190]
+
+
+@pytest.mark.parametrize("level", [-1e9, -1e6, 1e3, 1e6])
+@pytest.mark.parametrize("k", [0.1, 0.6, 1.2])
+def test_pareto_k_does_not_depend_on_the_level(level, k):
+    """Weights are known up to a factor, of any size."""
+    log_w = -k * torch.rand(1000, 3, dtype=torch.float64).log()
+    near, far = pareto_k(log_w), pareto_k(log_w + level)
+    torch.testing.assert_close(far.k, near.k, rtol=0, atol=1e-4)
+    torch.testing.assert_close(far.ess, near.ess, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_weights_of_few_values_are_bounded(classes):
+    """A latent of few classes, each met: no tail, whatever the weights; the error is right."""
+    probs = dist.Dirichlet(torch.ones(2, 200, classes).double() * 3).sample()
+    q, p = dist.Categorical(probs[0]), probs[1]
+    log_w = (p.log() - probs[0].log()).gather(1, q.sample((1000,)).T).T  # E w = 1
+    found, tail = evidence(log_w), pareto_k(log_w)
+    assert tail.share_bad < 0.02
+    assert (tail.k == 0).double().mean() > 0.9
+    scores = found.log_evidence / found.standard_error
+    assert scores.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+    assert pareto_k(log_w).k.equal(tail.k)  # ties are not broken by chance
+
+
+@pytest.mark.parametrize("k", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.3])
+def test_ties_leave_the_index_of_a_tail_alone(k, ratio):
+    """w = ratio^(-k z) of a geometric z: an unbounded tail of index k, on a lattice."""
+    z = dist.Geometric(torch.tensor(1 - ratio).double()).sample((1000, 100))
+    found = pareto_k(-k * math.log(ratio) * z).k
+    assert found.mean().item() == pytest.approx(k, abs=0.12)
+    assert (found > 0).all()
+
+
+def test_one_rare_large_weight_is_no_bound():
+    """Met a few times only, beside equal weights: what else was not met?"""
+    rare = torch.where(torch.arange(1000) < 3, math.log(500.0), 0.0)[:, None]
+    assert pareto_k(rare).share_bad == 1
+    often = torch.where(torch.arange(1000) < 30, math.log(500.0), 0.0)[:, None]
+    assert pareto_k(often).k.item() == 0
+
+
+def test_pareto_k_uses_up_no_random_numbers():
+    """Nor does the error that follows from it."""
+    log_w, before = torch.randn(1000, 3), torch.get_rng_state()
+    found = evidence(log_w), pareto_k(log_w)
+    assert torch.get_rng_state().equal(before)
+    assert evidence(log_w).standard_error.equal(found[0].standard_error)
 
 
 def test_pareto_k_counts_the_bad():
@@ -108,7 +173,11 @@ def test_evidence_by_hand():
     estimate = evidence(torch.tensor([[1.0], [3.0]]).log())
     assert estimate.mean == pytest.approx(math.log(2))
     assert estimate.standard_error.item() == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
-    assert str(estimate).startswith("0.6931 +- 0.5000 nats (K = 2)")
+    bias = math.log(2) - math.log(3) / 2  # of one draw, and as that of two is half as large: of two
+    assert estimate.bias.item() == pytest.approx(bias)
+    assert estimate.mean_standard_error == pytest.approx(math.hypot(0.5, bias))
+    assert str(estimate).startswith("0.6931 +- 0.5203 nats (K = 2)")
+    assert math.isnan(estimate.data_standard_error)
 
 
 def test_evidence_neither_overflows_nor_rounds():
@@ -133,6 +202,35 @@ def test_the_kl_splits():
     assert split.kl == pytest.approx(exact, abs=4 * split.standard_error["kl"])
     assert 0 < split.mutual_information < math.log(400)
     assert split.draws["z"].shape == (2000, 2)
+
+
+@pytest.mark.parametrize("error", ["monte_carlo_error", "standard_error"])
+def test_errors_of_the_split_are_those_of_repetitions(error):
+    """The data given, and the data drawn anew: each is the spread of 120 repetitions."""
+    model = linear(scale=0.5).double()
+    guide, given = Exact(model), _data_of(model, 120)
+    draw = (lambda: given) if error == "monte_carlo_error" else (lambda: _data_of(model, 120))
+    runs = [aggregate_posterior(model, guide, draw(), num_particles=4) for _ in range(120)]
+    for name in ("kl", "mutual_information", "marginal_kl"):
+        spread = torch.tensor([getattr(run, name) for run in runs]).std()
+        said = torch.tensor([getattr(run, error)[name] for run in runs]).square().mean().sqrt()
+        assert float(spread / said) == pytest.approx(1, abs=0.26), name  # 4 errors of the spread
+
+
+def _data_of(model, count):
+    with torch.no_grad():
+        z = torch.randn(count, model.weight.shape[1], dtype=torch.float64)
+        noise = torch.randn(count, len(model.weight), dtype=torch.float64)
+        x = z @ model.weight.mT + model.bias + model.log_scale.exp() * noise
+    return 1.5 * x  # more spread than the model's own, so that q(z) is not the prior
+
+
+def test_what_a_single_datum_or_draw_cannot_tell_is_nan():
+    model = linear()
+    one = aggregate_posterior(model, Exact(model), real(1, 3), num_particles=10)
+    assert math.isnan(one.standard_error["kl"]) and one.monte_carlo_error["kl"] > 0
+    once = aggregate_posterior(model, Exact(model), real(10, 3))
+    assert math.isnan(once.monte_carlo_error["kl"]) and once.standard_error["kl"] > 0
 
 
 def test_the_mutual_information_is_that_of_the_channel():
@@ -173,6 +271,40 @@ def test_kl_per_dimension_against_moments(guide):
     moments = dist.Normal(z.mean(0), z.std(0))
     expected = kl_divergence(moments, dist.Normal(0.0, 1.0)).mean(0)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("draws", [3, 5, 20])
+def test_kl_per_dimension_of_few_draws_is_unbiased(draws):
+    """Of Normal marginals exactly so: not too large by 1 / draws, 0.33 nats of three."""
+    loc, scale = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 0.1, 3.0]])
+
+    def guide(batch):  # dependent in name only, so that its KL is taken by moments
+        q = dist.MultivariateNormal(loc.expand(len(batch), 3), scale_tril=scale[0].diag())
+        with pyro.plate("data", len(batch), dim=-1):
+            pyro.sample("z", q)
+
+    model, x = LinearGaussian(torch.zeros(2, 3)), torch.zeros(20_000, 2)
+    exact = kl_divergence(dist.Normal(loc, scale), dist.Normal(0.0, 1.0))[0]
+    found = kl_per_dimension(model, guide, x, num_particles=draws)
+    spread = (scale**2 / 2**0.5 + loc.abs() * scale)[0] * (draws - 1) ** -0.5
+    assert ((found - exact).abs() < 4 * (spread + draws**-0.5) / 20_000**0.5).all()
+
+
+def test_kl_per_dimension_of_few_draws_of_two_modes():
+    """A variance that is better known than a Normal's: to first order, by kurtosis."""
+    sides = dist.Normal(torch.tensor([-1.0, 1.0]), 0.1)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch), dim=-1):
+            mixed = dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(len(batch), 1, 2)), sides.expand((len(batch), 1, 2))
+            )
+            pyro.sample("z", mixed.to_event(1))
+
+    model, x = LinearGaussian(torch.zeros(2, 1)), torch.zeros(20_000, 2)
+    exact = kl_divergence(dist.Normal(0.0, 1.01**0.5), dist.Normal(0.0, 1.0))
+    found = kl_per_dimension(model, guide, x, num_particles=20)
+    assert found.item() == pytest.approx(exact.item(), abs=0.006)  # of a Normal 1/20 is taken off
 
 
 def test_kl_per_dimension_needs_a_form():

@@ -29,7 +29,7 @@ from ppvae import SVI
 from ppvae.divergences import kl_per_coordinate
 from ppvae.guides import GaussianMixture
 from ppvae.networks import MLP
-from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO, log_mean_exp, warmup
+from ppvae.objectives import IWELBO, BetaELBO, MixtureELBO, PenalizedELBO, log_mean_exp, warmup
 from ppvae.protocols import batch_size, map_batch
 from ppvae.weights import trace_pair
 
@@ -454,6 +454,98 @@ def test_score_function_gradients_agree_with_enumeration(make, exact):
     error = sampled.std(0) / math.sqrt(len(sampled))
     z = (sampled.mean(0) - torch.cat([g.flatten() for g in expected])) / error.clamp(min=1e-9)
     assert z.abs().max() < 4.5
+
+
+class Forced(dist.Bernoulli):
+    """Gives the draw that it is told."""
+
+    draw = None
+
+    def sample(self, sample_shape=()):
+        return self.draw
+
+
+class Toggled(nn.Module):
+    """Bits of every datum, z; y ~ N(f(z), s^2) for each, with moments that depend on the bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([[0.3], [-0.4], [0.8]]).double())  # (N, 1)
+        self.loc = nn.Parameter(torch.tensor([-0.5, 0.9]).double())  # of y, by z
+        self.scale = 0.7
+
+    def forward(self, batch):
+        with pyro.plate("data", 3, dim=-1):
+            z = pyro.sample("z", Forced(logits=self.logits).to_event(1))
+            pyro.sample("y", self.law(z))
+
+    def law(self, z):
+        loc = torch.where(z > 0.5, self.loc[1], self.loc[0])
+        return dist.Normal(loc, self.scale).to_event(1)
+
+
+def toggled_model(batch):
+    """The prior of both; nothing is observed."""
+    with pyro.plate("data", 3, dim=-1):
+        zeros = torch.zeros(1).double()
+        pyro.sample("z", dist.Bernoulli(logits=zeros).to_event(1))
+        pyro.sample("y", dist.Normal(zeros, 1.0).to_event(1))
+
+
+def bent(model_trace, guide_trace):
+    """A penalty that is no sum over data, nor over particles: (mean z)^2."""
+    return guide_trace.nodes["z"]["value"].mean().square()
+
+
+def bent_of(guide, z):
+    return z.mean().square()
+
+
+def free_bits_of(guide, z, free_bits=0.3):
+    """Of y: KL(N(m, s^2) || N(0, 1)); of z, whose KL depends on no draw."""
+    kl_z = torch.distributions.kl_divergence(
+        dist.Bernoulli(logits=guide.logits), dist.Bernoulli(logits=torch.zeros(()).double())
+    )
+    kl_y = torch.distributions.kl_divergence(
+        guide.law(z).base_dist, dist.Normal(torch.zeros(()).double(), 1.0)
+    )
+    return sum(kl.mean().clamp(min=free_bits) for kl in (kl_z, kl_y))
+
+
+def moments_of(guide, z):
+    """The total moments of y over the batch, per particle, against N(0, 1): z (K, N, 1)."""
+    loc = guide.law(z).mean.squeeze(-1)  # (K, N)
+    m, v = loc.mean(-1), loc.var(-1, correction=0) + guide.scale**2
+    return ((m.square() + v - v.log() - 1) / 2).mean()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "exact"),
+    [
+        (partial(PenalizedELBO, 0.0, bent=bent), bent_of),
+        (partial(BetaELBO, 1.0, free_bits=0.3), free_bits_of),
+        (partial(MixtureELBO, 0.0, site="y"), moments_of),
+    ],
+    ids=["penalty", "free-bits", "moments"],
+)
+def test_a_statistic_of_the_batch_has_the_score_of_all_its_draws(make, exact, count):
+    """The mean of the estimator over all 2^(K N) draws is the gradient of the mean, exactly."""
+    guide, batch = Toggled(), torch.zeros(3, 1).double()
+    parameters = list(guide.parameters())
+    states = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3 * count))).double()
+    states = states.reshape(-1, count, 3, 1)  # (2^(K N), K, N, 1)
+    value = torch.stack([exact(guide, z) for z in states])
+    log_q = dist.Bernoulli(logits=guide.logits).log_prob(states).sum((1, 2, 3))
+    mean = (log_q.exp() * value).sum()
+    expected = torch.autograd.grad(mean, parameters, materialize_grads=True)
+
+    loss, total = make(num_particles=count), 0.0
+    for z, weight in zip(states, log_q.exp().detach(), strict=True):
+        Forced.draw = z.squeeze(0)  # without an axis of particles for one of them
+        total = total + weight * loss.differentiable_loss(toggled_model, guide, batch) / 3
+    found = torch.autograd.grad(total, parameters, materialize_grads=True)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
 # The forms of a loss

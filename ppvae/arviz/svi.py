@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppvae.arviz.tree import (
@@ -22,14 +21,16 @@ from ppvae.arviz.tree import (
     tree_of,
     unflatten,
 )
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves, rows_of
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, leaves
 from ppvae.weights import (
     CHUNK,
     Plan,
+    Simulate,
     WeightlessError,
     evaluating,
     particles,
     plan_of,
+    require_all_data,
     trace_pair,
     weigh,
 )
@@ -84,8 +85,9 @@ def from_pyro_svi(
         `pareto_k` take them as `(S, 1)`. Auxiliary sites, as autoguides have them, are left out.
 
     Raises:
-        ValueError: If the batch is empty, `draws` is not positive, `coords` or `dims` do not fit,
-            or a site breaks the shape contract of `ppvae.protocols`.
+        PairError: If the two are no pair: what `check_pair` says of their sites.
+        ValueError: If the batch is empty, `draws` is not positive, or `coords` or `dims` do not
+            fit.
 
     References:
         Vehtari et al. (2024), Pareto Smoothed Importance Sampling, arXiv:1507.02646.
@@ -103,16 +105,17 @@ def from_pyro_svi(
         raise ValueError(f"draws must be at least 1, but is {draws}")
     with evaluating(model, guide):
         plan = plan_of(model, guide, batch)
-        layouts = layouts_of(_one_draw(model, guide, rows_of(batch, 0, size if plan.whole else 1)))
-        local = all(DATA_PLATE in layout.plates for layout in layouts.values())
-        rows = plan.rows(size, CHUNK, draws) if local else size  # one draw of what is shared
-        columns = [
-            _column(model, guide, rows_of(batch, start, rows), draws, plan)
-            for start in range(0, size, rows)
+        require_all_data(plan, batch)
+        one = _one_draw(model, guide, batch)
+        layouts = _layouts(one, plan)
+        blocks = [
+            _block(model, guide, batch, layouts, (count, size), plan)
+            for count in plan.counts(size, CHUNK, draws)
         ]
-    groups = join(columns, dim=1)
+    groups = join(blocks, dim=0)
+    observed_data = read(one, layouts, ["observed"], 1)
     named = leaves(batch) if isinstance(batch, Mapping) else {}
-    observed = _with_holes(first(groups.pop("observed_data")), named)
+    observed = _with_holes(first(observed_data), named)
     constant = {name: leaf for name, leaf in named.items() if name not in observed}
     layouts |= dict.fromkeys(["log_weight", *constant], Layout("constant", (DATA_PLATE,), ()))
     note = INDEPENDENT if groups["sample_stats"] else WEIGHTLESS
@@ -131,25 +134,15 @@ def _with_holes(observed: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dic
     }
 
 
-class _Simulate(UnconditionMessenger):
-    """Sample what is observed, but not deterministic sites: Pyro would repeat their plates."""
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
-
-
 def _one_draw(model: Model, guide: Guide, batch: Batch) -> Trace:
     guide_trace = poutine.trace(guide).get_trace(batch)
     return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
 
 
-def _column(model: Model, guide: Guide, batch: Batch, draws: int, plan: Plan) -> Groups:
-    """Return all draws of some data: `(S, N, ...)` by group and site."""
-    trace, size = _one_draw(model, guide, batch), batch_size(batch)
-    layouts, counts = layouts_of(trace), plan.counts(size, CHUNK, draws)
-    blocks = [_block(model, guide, batch, layouts, (n, size), plan) for n in counts]
-    return join(blocks, dim=0) | {"observed_data": read(trace, layouts, ["observed"], 1)}
+def _layouts(one: Trace, plan: Plan) -> Layouts:
+    """Return the layouts of all variables of the story, those that are summed out left out."""
+    layouts = layouts_of(one)
+    return {n: l for n, l in layouts.items() if l.kind != "latent" or n in plan.latents}
 
 
 def _block(
@@ -163,7 +156,7 @@ def _block(
     """Return a block of draws and data, `shape` = (S, N), small enough for the device."""
     draws = shape[0]
     model_trace, guide_trace = trace_pair(model, guide, batch, draws, dim=plan.dim)
-    simulate = particles(_Simulate()(model), draws, plan.dim)
+    simulate = particles(Simulate()(model), draws, plan.dim)
     replicate = poutine.trace(poutine.replay(simulate, trace=guide_trace)).get_trace(batch)
     prior = poutine.trace(simulate).get_trace(batch)
     return {

@@ -1,5 +1,6 @@
 """What both converters share: which axes a site has, and the tree that names them."""
 
+import sys
 from collections.abc import Container, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppvae.weights import log_prob_of
+from ppvae.pairing import is_deterministic, log_prob_of
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -64,14 +65,14 @@ def layouts_of(trace: Trace, conditioned: Container[str] = ()) -> Layouts:
 def _layout(site: dict, observed: bool) -> Layout:
     shape, rank = tuple(site["fn"].shape()), len(site["fn"].batch_shape)
     kind = "observed" if observed else "latent"
-    if site["infer"].get("_deterministic"):
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if is_deterministic(site):
         kind, shape = "deterministic", tuple(site["value"].shape)
-        # by default Pyro declares all its axes an event, those of plates too
-        rank = len(shape) - site["fn"].event_dim or len(shape)
+        rank = len(shape) - site["fn"].event_dim or _leading(shape, frames)
     names = {
         frame.dim: frame.name
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and -frame.dim <= rank and shape[rank + frame.dim] == frame.size
+        for frame in frames
+        if -frame.dim <= rank and shape[rank + frame.dim] in _sizes(frame)
     }
     kept = [  # an axis of size 1 right of a plate only pads
         axis
@@ -81,6 +82,22 @@ def _layout(site: dict, observed: bool) -> Layout:
     sizes = [shape[rank + axis] for axis in kept]
     plates, axes = tuple(names.get(axis) for axis in kept), (*sizes, *shape[rank:])
     return Layout(kind, plates, axes, kind != "deterministic" and _is_discrete(site["fn"]))
+
+
+def _leading(shape: tuple[int, ...], frames: Sequence) -> int:
+    """Return how many axes of a deterministic value are those of plates.
+
+    By default Pyro declares all of them an event. The data come first, as (N, ...), where that
+    fits; otherwise plates are to the right, as those of laws are.
+    """
+    rank = max((-frame.dim for frame in frames), default=0)
+    fits = len(shape) > rank and all(shape[rank + f.dim] in _sizes(f) for f in frames)
+    return rank if fits else len(shape)
+
+
+def _sizes(frame: object) -> Container[int]:
+    """Return the sizes that an axis of a plate may have: any, where it does not say one."""
+    return (frame.size,) if frame.size >= 0 else range(1, sys.maxsize)
 
 
 def _is_discrete(fn: dist.TorchDistribution) -> bool:

@@ -8,7 +8,9 @@ parameter of the likelihood, and a guide applies the activation to an encoder's 
 from ppvae.networks.bounded import bounded_exp
 from ppvae.networks.convolutional import ConvDecoder, ConvEncoder
 from ppvae.networks.critics import PatchCritic
+from ppvae.networks.entries import Entries
 from ppvae.networks.flat import Flat
+from ppvae.networks.folded import Folded
 from ppvae.networks.mlp import MLP, flatten_event
 from ppvae.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
@@ -17,7 +19,9 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "Entries",
     "Flat",
+    "Folded",
     "PatchCritic",
     "RecurrentDecoder",
     "RecurrentEncoder",

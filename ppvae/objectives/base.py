@@ -92,7 +92,14 @@ class Terms:
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and wanted(site)
         ]
-        return sum(terms, start=torch.zeros(())).expand(self.shape)
+        return sum(terms, start=self._nothing).expand(self.shape)
+
+    @cached_property
+    def _nothing(self) -> Tensor:
+        """The empty sum, 0-d, of the device and the dtype of the traces."""
+        sites = (*self.model_trace.nodes.values(), *self.guide_trace.nodes.values())
+        log_probs = (site["log_prob"] for site in sites if site["type"] == "sample")
+        return next((p.new_zeros(()) for p in log_probs if isinstance(p, Tensor)), torch.zeros(()))
 
 
 def _of_prior(site: dict) -> bool:
@@ -102,11 +109,14 @@ def _of_prior(site: dict) -> bool:
 class Objective(nn.Module, Trace_ELBO):
     """The template: a subclass says what to maximize per datum, `objective(terms) -> (N,)`.
 
-    Sites without pathwise gradients receive the score function's:
+    What depends on the batch as a whole, such as a penalty, is apart, `batch_objective(terms)`,
+    0-d. Sites without pathwise gradients receive the score function's: of each datum's own draws
+    times its own value f_n, and of all draws times what is of the batch, b:
 
-        grad E_q[f] = E_q[grad f + f grad ln q]
+        grad E_q[sum_n f_n + N b] = E_q[grad + sum_n (f_n + N b) grad ln q(z_n|x_n)]
 
-    Abstract. `record` holds the terms of the last loss by name, detached, in nats per datum.
+    The latter's noise grows with the batch. Abstract. `record` holds the terms of the last loss by
+    name, detached, in nats per datum.
 
     Args:
         num_particles: The number K of draws per datum.
@@ -128,7 +138,11 @@ class Objective(nn.Module, Trace_ELBO):
 
     @abstractmethod
     def objective(self, terms: Terms) -> Tensor:
-        """Return what to maximize, `(N,)` in nats."""
+        """Return what to maximize, `(N,)` in nats, of each datum's own draws."""
+
+    def batch_objective(self, terms: Terms) -> Tensor | float:
+        """Return what to maximize of all draws together, 0-d in nats per datum; 0 by default."""
+        return 0.0
 
     def advance(self) -> None:
         """Move schedules on by one training step; `SVI.step` calls it."""
@@ -139,11 +153,7 @@ class Objective(nn.Module, Trace_ELBO):
         terms = Terms(
             model_trace, guide_trace, torch.Size((self.num_particles, batch_size(batch)))
         )
-        value = self.objective(terms)
-        if isinstance(terms.score, Tensor):
-            score = terms.score.sum(0)
-            value = value + (score - score.detach()) * value.detach()
-        return -value.sum()
+        return self._loss(terms)
 
     def loss(self, model: Model, guide: Guide, batch: Batch) -> float:
         """Return the loss summed over the batch, as Pyro does."""
@@ -155,6 +165,14 @@ class Objective(nn.Module, Trace_ELBO):
         loss = self.differentiable_loss(model, guide, batch)
         loss.backward()
         return float(loss.detach())
+
+    def _loss(self, terms: Terms) -> Tensor:
+        value, whole = self.objective(terms), terms.shape[1] * self.batch_objective(terms)
+        total = value.sum() + whole
+        if isinstance(terms.score, Tensor):
+            score = terms.score.sum(0)  # (N,)
+            total = total + ((score - score.detach()) * (value + whole).detach()).sum()
+        return -total
 
     def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
         return next(self._get_traces(model, guide, (batch,), {}))

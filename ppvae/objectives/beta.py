@@ -69,18 +69,25 @@ class BetaELBO(Objective):
         self.free_bits, self.analytic = free_bits, analytic
 
     def objective(self, terms: Terms) -> Tensor:
-        """Return ln p(x|z) - beta KL, averaged over particles."""
+        """Return ln p(x|z) - beta KL, averaged over particles; without KL where bits are free."""
         log_likelihood = terms.log_likelihood.mean(0)
-        if self.without_kl:
+        if self.without_kl or self.free_bits:  # free bits are those of the batch
             self._record(log_likelihood=log_likelihood)
             return log_likelihood
-        kl = self._kl(terms)
+        kl = terms.kl(analytic=self.analytic).mean(0)
         self._record(log_likelihood=log_likelihood, kl=kl)
         return log_likelihood - self.beta * kl
 
-    def _kl(self, terms: Terms) -> Tensor:
-        if self.free_bits == 0:
-            return terms.kl(analytic=self.analytic).mean(0)
+    def batch_objective(self, terms: Terms) -> Tensor | float:
+        """Return -beta KL where bits are free: it is that of the batch's mean per coordinate."""
+        if self.without_kl or self.free_bits == 0:
+            return 0.0
+        kl = self._free_kl(terms)
+        self.record["kl"] = kl.detach()
+        return -self.beta * kl
+
+    def _free_kl(self, terms: Terms) -> Tensor:
+        """Return sum_d max(lambda, mean_n KL_nd), 0-d."""
         total = terms.log_likelihood.new_zeros(())
         for name, site in latent_sites(terms.model_trace).items():
             q = terms.guide_trace.nodes[name]
@@ -88,7 +95,7 @@ class BetaELBO(Objective):
             if isinstance(q["mask"], Tensor):  # a latent that is missing from some data
                 kl = torch.where(q["mask"].unsqueeze(-1), kl, 0.0)
             total = total + kl.flatten(0, -2).mean(0).clamp(min=self.free_bits).sum()
-        return total.expand(terms.shape[1:])  # a number of the batch, shared by its data
+        return total
 
     def advance(self) -> None:
         """Set beta to the schedule's next value, in place."""
@@ -152,9 +159,9 @@ class PenalizedELBO(BetaELBO):
             {name: p for name, p in penalties.items() if isinstance(p, nn.Module)}
         )
 
-    def objective(self, terms: Terms) -> Tensor:
-        """Return the beta-ELBO less the penalties; every datum bears the batch's penalty."""
-        value = super().objective(terms)
+    def batch_objective(self, terms: Terms) -> Tensor | float:
+        """Return the beta-ELBO's, less the penalties, which are of the batch."""
+        value = super().batch_objective(terms)
         for name, function in zip(self.penalty_names, self.penalty_functions, strict=True):
             penalty = function(terms.model_trace, terms.guide_trace)
             if not isinstance(penalty, Tensor) or penalty.ndim:

@@ -67,7 +67,7 @@ class LinearELBO(BetaELBO):
         variance = _moment(_factorized(*traces), "variance")  # (N, D)
         excess = variance @ (matrix / likelihood.scale).square().sum(0) / 2  # (N,)
         terms = _Expected(*traces, excess, torch.Size((1, batch_size(batch))))
-        return -self.objective(terms).sum()
+        return self._loss(terms)
 
     def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
         """Trace the pair at the guide's mean, which is where the closed form needs it."""
@@ -80,6 +80,8 @@ class LinearELBO(BetaELBO):
 
 class _Expected(Terms):
     """Terms whose likelihood is an expectation: that at the mean, less what the variance costs."""
+
+    score = 0.0  # there are no draws
 
     def __init__(
         self, model_trace: Trace, guide_trace: Trace, excess: Tensor, shape: torch.Size

@@ -34,7 +34,8 @@ class Batches:
     Args:
         data: The whole data set, `(N, ...)`: a tensor or an array, or a mapping of them.
         batch_size: The number of data in a batch; 128, or N where there are fewer, by default.
-        shuffle: Whether to reorder the data every epoch.
+        shuffle: Whether to reorder the data every epoch. Never where one batch takes them all:
+            what has a factor per datum would meet another.
         drop_last: Whether to leave out a last batch that is smaller; in another order, other data
             are left out. For objectives with statistics of the batch, such as `MixtureELBO`.
         seed: Of the order; that of `torch.manual_seed` by default.
@@ -117,7 +118,7 @@ class Batches:
         self.seed, self.epoch = state["seed"], state["epoch"]
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        if not self.shuffle:
+        if not self.shuffle or self.batch_size == self.size:  # all at once has but one order
             return torch.arange(self.size, device=self.device)
         return torch.randperm(self.size, generator=generator, device=self.device)
 

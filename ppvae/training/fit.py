@@ -1,18 +1,27 @@
 """Epochs of training, with progress, validation and a record of each."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from ppvae.objectives import IWELBO, Objective, PenalizedELBO, log_mean_exp
-from ppvae.pairing import PairError, check_modalities, check_pair
+from ppvae.pairing import (
+    PairError,
+    check_pair,
+    check_seen,
+    idle_error,
+    is_q_function,
+    look,
+    require_free_rows,
+)
 from ppvae.protocols import Batch, forked_streams, map_batch, modules_of, rows_of
 from ppvae.protocols import batch_size as number_of_data
 from ppvae.training import checkpoints
@@ -23,7 +32,6 @@ from ppvae.training.svi import SVI
 from ppvae.weights import (
     WeightlessError,
     elbo_per_datum,
-    is_q_function,
     log_weights,
     require_evidence,
 )
@@ -45,6 +53,7 @@ def fit(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    check: bool = True,
 ) -> History:
     """Train a pair for some epochs, and return the record of every epoch it has had.
 
@@ -75,6 +84,8 @@ def fit(
         resume: Whether to go on from the last checkpoint, if there is one.
         callbacks: Functions of (svi, history), called after each epoch, after those of `svi`.
         progress: Whether to show a bar, in a terminal or a notebook; a log file gets none.
+        check: Whether to refuse a pair that `check_pair` does. False trains what one knows better,
+            such as a KL weighed by `poutine.scale`; `log_weights` refuses it all the same.
 
     Returns:
         The history, a view of `svi.records`.
@@ -109,7 +120,7 @@ def fit(
     batches = _batches(data, batch_size, svi.device, epoch=len(history))
     held_out = None if validation is None else _moved(validation, svi.device)
     _prepare(svi, batches)
-    if held_out is not None:
+    if held_out is not None and check:
         _check_validation(svi, held_out)
     if checkpoint is not None:
         _open(checkpoint, svi, batches, resume=resume)
@@ -122,7 +133,8 @@ def fit(
         first = True
         while len(history) < until and not _stale(history, patience, began):
             start = time.perf_counter()
-            record = {"epoch": len(history) + 1, **_epoch(svi, batches, patience, first=first)}
+            epoch = _epoch(svi, batches, patience, first=first, check=check)
+            record = {"epoch": len(history) + 1, **epoch}
             if held_out is not None:
                 record |= _validate(svi, held_out, batches, without_bound="q" in record)
             record["seconds"] = time.perf_counter() - start
@@ -229,25 +241,28 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def _epoch(
-    svi: SVI, batches: Iterable[Batch], patience: int | None, *, first: bool
+    svi: SVI, batches: Iterable[Batch], patience: int | None, *, first: bool, check: bool
 ) -> dict[str, float]:
     """Train for one epoch, and return the means of the loss and its terms over the data."""
     start = Snapshot(svi, batches)
     count, sums, losses = 0, {}, []
     without_bound = not first and "q" in svi.records[-1]
+    idle = None
     for index, batch in enumerate(batches):
         batch = _moved(batch, svi.device)
         if first:
             if index == 0:
-                check_pair(svi.model, svi.guide, batch)
+                idle = _Idle(svi, batch, several=_several(batches)) if check else None
                 without_bound = is_q_function(svi.guide, batch)
                 _refuse_patience(patience, without_bound)
             elif isinstance(batch, Mapping):
-                check_modalities(batch)
+                check_seen(batch)
             svi.validate = True
         size = number_of_data(batch)
         terms = {"loss": svi.step(batch)}
         losses.append(terms["loss"])
+        if idle is not None:
+            idle.see(svi)
         if isinstance(svi.loss, Objective):
             terms |= svi.loss.record
         for name, term in terms.items():  # tensors: no number is read before the epoch ends
@@ -258,6 +273,8 @@ def _epoch(
             "there are no data to train on: the iterable of batches is empty, or a generator that "
             "was used up; pass something that can be iterated anew each epoch"
         )
+    if idle is not None:
+        idle.refuse()
     _require_finite(svi, batches, start, torch.stack(losses))
     _require_finite_parameters(svi, batches, start)
     record = {name: float(total) / count for name, total in sums.items()}
@@ -266,6 +283,37 @@ def _epoch(
     if "kl" in record:  # of a point it is -E[log p(z)]: the entropy is not there
         record["cross_entropy"] = record.pop("kl")
     return record | {"q": -record["loss"]}
+
+
+class _Idle:
+    """The parameters that nothing has moved yet.
+
+    Under an ELBO they are refused at the first batch. A loss of the user's own may need other
+    batches for them, such as those with labels: it has an epoch's time.
+    """
+
+    def __init__(self, svi: SVI, batch: Batch, *, several: bool) -> None:
+        own = not isinstance(svi.loss, ELBO)
+        pair, self.names = look(svi.model, svi.guide, batch, svi.loss if own else None)
+        if several:
+            require_free_rows(svi.model, svi.guide, batch, pair)
+        if not own:
+            self.refuse()
+
+    def see(self, svi: SVI) -> None:
+        """Take note of a step."""
+        if self.names:
+            self.names -= {name for name, p in svi.parameters.items() if p.grad is not None}
+
+    def refuse(self) -> None:
+        """Raise if there are any."""
+        if self.names:
+            raise idle_error(self.names)
+
+
+def _several(batches: Iterable[Batch]) -> bool:
+    """Return whether an epoch has more than one batch, as far as they say."""
+    return isinstance(batches, Sized) and len(batches) > 1
 
 
 def _refuse_patience(patience: int | None, without_bound: bool) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from ppvae.protocols import module_of
 
@@ -93,6 +93,9 @@ def require_maker(argument: str, optim: object) -> None:
 def make_optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, object]]) -> Optimizer:
     """Return the optimizer of some groups, fused where nobody has decided.
 
+    Raises:
+        TypeError: If its steps need the loss again, as those of LBFGS do.
+
     Example:
         >>> groups = grouped(dict(named_parameters(guide=nn.Linear(1, 2))), {})
         >>> make_optimizer(torch.optim.Adam, groups).defaults["fused"]
@@ -102,7 +105,13 @@ def make_optimizer(optim: Callable[..., Optimizer], groups: list[dict[str, objec
     undecided = all(
         name in options and options[name].default is None for name in ("fused", "foreach")
     )
-    return optim(groups, fused=True) if undecided else optim(groups)
+    made = optim(groups, fused=True) if undecided else optim(groups)
+    if isinstance(made, LBFGS):
+        raise TypeError(
+            "LBFGS is not served: its steps evaluate the loss again, on other draws each time. "
+            "Use a first-order optimizer, such as Adam"
+        )
+    return made
 
 
 def unwrap(optim: PyroOptim) -> tuple[Callable[..., Optimizer], Mapping[str, float]]:

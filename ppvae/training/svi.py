@@ -7,7 +7,15 @@ from contextlib import nullcontext
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    EnergyDistance,
+    RenyiELBO,
+    Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
 from pyro.poutine import Trace
@@ -18,8 +26,18 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ppvae.objectives import IWELBO, Objective
+from ppvae.pairing import (
+    PairError,
+    Record,
+    describe,
+    describe_tensor,
+    leaves_of,
+    require_trainable,
+    takes_particles,
+)
 from ppvae.protocols import (
     DATA_PLATE,
     Batch,
@@ -131,6 +149,8 @@ class SVI:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.validate = True  # for the next step
         self.records: list[dict[str, float]] = []  # what `fit` has recorded, an epoch each
+        self._looked = False  # at what the pair is
+        self._stands_for: int | None = None  # how many data, where the model's plate is subsampled
         if not _awaits_data(model, guide):
             self._build()
 
@@ -249,15 +269,43 @@ class SVI:
         size = batch_size(args[0]) if args else 1
         if args:
             check_autoguide(self.guide, args[0])
+            self._look(*args, **kwargs)
         known = set(pyro.get_param_store().keys())
         with local_parameters(), _WholeData() as data:
-            total = _differentiable_loss(self.loss, self.model, self.guide, *args, **kwargs)
+            guide = self._standing_guide()
+            total = _differentiable_loss(self.loss, self.model, guide, *args, **kwargs)
             if self.validate:
-                self._refuse_foreign(known)
+                self._refuse_foreign(known, total, *args)
         return total / (data.size or size)
 
-    def _refuse_foreign(self, known: set[str]) -> None:
-        """Raise if `pyro.param` made a parameter that no module has: nothing would train it."""
+    def _look(self, *args: Batch, **kwargs) -> None:
+        """Find out once what the pair is, and refuse what would be no ELBO of it."""
+        ours = isinstance(self.loss, ELBO) and not isinstance(self.loss, Objective)
+        if self._looked or not (ours and self.validate):
+            return  # an `Objective` looks by itself; what a function makes of a pair is its own
+        with evaluating(self.model, self.guide), forked_streams():
+            try:
+                pair = describe(self.model, self.guide, *args, **kwargs)
+            except PairError:  # the loss says so, in its own words
+                return
+            require_trainable(pair, enumerating=isinstance(self.loss, TraceEnum_ELBO))
+            _require_order(self.loss, pair)
+            if self.loss.num_particles > 1 and self.loss.vectorize_particles:
+                axes = [len(s.node["fn"].batch_shape) for s in pair.model.values()]
+                dim = -1 - max(1, *axes)
+                if not takes_particles(self.model, self.guide, args[0], dim):
+                    self.loss.vectorize_particles = False  # of our own copy: one by one
+        self._looked = True
+        self._stands_for = pair.full_size if pair.full_size != pair.size else None
+
+    def _standing_guide(self) -> Guide:
+        """Return the guide, standing for as many data as a subsampled model does."""
+        if self._stands_for is None:
+            return self.guide
+        return _Standing(self._stands_for)(self.guide)
+
+    def _refuse_foreign(self, known: set[str], loss: Tensor, *args: Batch) -> None:
+        """Raise if a tensor receives a gradient that no part of this SVI has: it would stay."""
         ours = {id(parameter) for parameter in self.parameters.values()}
         for name, parameter in pyro.get_param_store().named_parameters():
             if name not in known and id(parameter) not in ours:
@@ -266,6 +314,17 @@ class SVI:
                     "that nothing would train it: make it an nn.Parameter, or a PyroParam of a "
                     "PyroModule"
                 )
+        ours |= {id(t) for t in tree_leaves(args)}
+        if foreign := [leaf for leaf in leaves_of(loss) if id(leaf) not in ours]:
+            sides = {"model": self.model, "guide": self.guide, "loss": self.loss}
+            names = ", ".join(describe_tensor(leaf, **sides) for leaf in foreign[:3])
+            raise ValueError(
+                f"the loss depends on {names}, which belongs to no module of model, guide or loss "
+                "as they are given, so that nothing would train it: make it a parameter or a "
+                "submodule of one of them (a list of modules is an nn.ModuleList), pass the "
+                "module itself instead of a function around it, or freeze it with "
+                "requires_grad_(False)"
+            )
 
 
 def _own(loss: Loss) -> Loss:
@@ -276,6 +335,11 @@ def _own(loss: Loss) -> Loss:
         return loss
     if isinstance(loss, RenyiELBO):  # has no differentiable loss, and trains no plain module
         return IWELBO(loss.num_particles, alpha=loss.alpha)
+    if isinstance(loss, (EnergyDistance, Trace_MMD)) or "Jit" in type(loss).__name__:
+        raise TypeError(
+            f"{type(loss).__name__} is not served: it is no ELBO of one pair's traces, or freezes "
+            "them. Use Trace_ELBO, or an objective of ppvae.objectives"
+        )
     if isinstance(loss, ELBO):
         if not hasattr(loss, "differentiable_loss"):
             raise TypeError(
@@ -317,17 +381,48 @@ def _log_volume(guide_trace: Trace) -> Tensor | float:
     return sum(site["log_prob"].sum() for site in latents if is_delta(site["fn"]))
 
 
+def _require_order(loss: ELBO, pair: Record) -> None:
+    """Raise if closed-form KLs would be those of another order of the latents."""
+    if isinstance(loss, TraceMeanField_ELBO) and not all(pair.follows().values()):
+        late = [n for n, good in pair.follows().items() if not good]
+        raise PairError(
+            f"TraceMeanField_ELBO takes the KL of each latent in closed form, but the guide draws "
+            f"{', '.join(map(repr, late))} before latents that the model draws it after, where "
+            "the sum is another number: draw them in the model's order, or use Trace_ELBO"
+        )
+
+
+class _Standing(Messenger):
+    """Lets a guide's data plate stand for as many data as the model's, and weigh as much.
+
+    A guide that is handed minibatches need not know of how many data they are.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def _pyro_sample(self, msg: dict) -> None:
+        stack = msg["cond_indep_stack"]
+        for frame in stack:
+            if frame.name == DATA_PLATE and frame.full_size in (None, frame.size):
+                msg["scale"] = msg["scale"] * self.size / frame.size
+        msg["cond_indep_stack"] = tuple(
+            f._replace(full_size=self.size) if f.name == DATA_PLATE else f for f in stack
+        )
+
+
 class _WholeData(Messenger):
     """Notes how many data the data plate stands for: more than the batch if subsampled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.size: int | None = None
+        self.size = 0
 
     def _pyro_post_sample(self, msg: dict) -> None:
         for frame in msg["cond_indep_stack"]:
             if frame.name == DATA_PLATE:
-                self.size = frame.full_size
+                self.size = max(self.size, frame.full_size or 0)  # -1 where nobody says
 
 
 class _NoItem(TorchFunctionMode):

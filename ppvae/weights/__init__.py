@@ -3,15 +3,7 @@
 Where all data share a latent, their weights do not factorize: there is one per particle, `(K, 1)`.
 """
 
-from ppvae.weights.importance import (
-    CHUNK,
-    elbo_per_datum,
-    log_weights,
-    pairwise_log_density,
-    weigh,
-)
-from ppvae.weights.plan import Plan, check_autoguide, plan_of
-from ppvae.weights.traces import (
+from ppvae.pairing import (
     WeightlessError,
     evaluating,
     is_delta,
@@ -24,11 +16,21 @@ from ppvae.weights.traces import (
     refuse_weightless,
     trace_pair,
 )
+from ppvae.weights.importance import (
+    CHUNK,
+    elbo_per_datum,
+    log_weights,
+    pairwise_log_density,
+    weigh,
+)
+from ppvae.weights.plan import Plan, check_autoguide, plan_of, require_all_data
+from ppvae.weights.predictive import Simulate, predictive
 from ppvae.weights.unbounded import Unbounded, require_evidence
 
 __all__ = [
     "CHUNK",
     "Plan",
+    "Simulate",
     "Unbounded",
     "WeightlessError",
     "check_autoguide",
@@ -43,8 +45,10 @@ __all__ = [
     "particles",
     "per_datum",
     "plan_of",
+    "predictive",
     "refuse_marked",
     "refuse_weightless",
+    "require_all_data",
     "require_evidence",
     "trace_pair",
     "weigh",

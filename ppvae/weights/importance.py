@@ -8,12 +8,13 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppvae.protocols import Batch, Guide, Model, batch_size, rows_of
-from ppvae.weights.plan import Plan, joint_weights, plan_of
-from ppvae.weights.traces import (
+from ppvae.pairing import (
+    Mark,
     Pair,
     WeightlessError,
     evaluating,
+    is_deterministic,
+    joint_weights,
     latent_sites,
     log_prob_of,
     particles,
@@ -22,6 +23,8 @@ from ppvae.weights.traces import (
     sample_sites,
     trace_pair,
 )
+from ppvae.protocols import Batch, Guide, Model, batch_size, rows_of
+from ppvae.weights.plan import Plan, plan_of, require_all_data
 from ppvae.weights.unbounded import Unbounded, require_evidence
 
 __all__ = ["CHUNK", "elbo_per_datum", "log_weights", "pairwise_log_density", "weigh"]
@@ -75,22 +78,31 @@ def log_weights(
         >>> log_weights(model, Exact(model), torch.zeros(5, 3), num_particles=4).shape
         torch.Size([4, 5])
     """
-    size = batch_size(batch)
     _require_positive(num_particles=num_particles, chunk_size=chunk_size)
+    batch_size(batch)  # raises in words
     with evaluating(model, guide):
         plan = plan_of(model, guide, batch)
-        rows = plan.rows(size, chunk_size, num_particles)
-        counts = plan.counts(rows, chunk_size, num_particles)
-        columns = [
-            torch.cat(
-                [
-                    _log_weights(model, guide, rows_of(batch, start, rows), count, plan)
-                    for count in counts
-                ]
-            )
-            for start in range(0, size, rows)
-        ]
-    return Unbounded.marked(torch.cat(columns, dim=1), plan.reason)
+        require_all_data(plan, batch)
+        return _weighed(model, guide, batch, num_particles, plan, chunk_size)
+
+
+def _weighed(
+    model: Model, guide: Guide, batch: Batch, num_particles: int, plan: Plan, chunk_size: int
+) -> Tensor:
+    """Return the log weights of a planned pair, marked with what they do not bound."""
+    size = batch_size(batch)
+    rows = plan.rows(size, chunk_size, num_particles)
+    counts = plan.counts(rows, chunk_size, num_particles)
+    columns = [
+        torch.cat(
+            [
+                _log_weights(model, guide, rows_of(batch, start, rows), count, plan)
+                for count in counts
+            ]
+        )
+        for start in range(0, size, rows)
+    ]
+    return Unbounded.marked(torch.cat(columns, dim=1), plan.reason, plan.note)
 
 
 def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int = 1) -> Tensor:
@@ -107,11 +119,13 @@ def elbo_per_datum(model: Model, guide: Guide, batch: Batch, num_particles: int 
         >>> round(elbo.item(), 4)  # ln N(0; 0, 2)
         -1.2655
     """
-    log_w = log_weights(model, guide, batch, num_particles)
-    require_evidence(log_w)
+    _require_positive(num_particles=num_particles)
+    batch_size(batch)  # raises in words
     with evaluating(model, guide):
-        size = plan_of(model, guide, batch).size
-    return log_w.sum(1).mean() / size
+        plan = plan_of(model, guide, batch)
+        log_w = _weighed(model, guide, batch, num_particles, plan, CHUNK)
+    require_evidence(log_w)
+    return log_w.sum(1).mean() / plan.size
 
 
 def pairwise_log_density(
@@ -188,7 +202,11 @@ def _log_weights(
 
 def _log_prob(trace: Trace, shape: torch.Size) -> Tensor:
     """Return the sum of a trace's log probabilities per particle and datum."""
-    return sum(per_datum(n, log_prob_of(site), shape) for n, site in sample_sites(trace).items())
+    return sum(
+        per_datum(name, log_prob_of(site), shape)
+        for name, site in sample_sites(trace).items()
+        if not is_deterministic(site)
+    )
 
 
 def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
@@ -199,7 +217,7 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
     conditioned = poutine.condition(particles(guide, shape[0]), data=values)
     trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(batch))
     for name, site in sample_sites(trace).items():
-        if reason := site["infer"].get("conditional"):
+        if reason := Mark.of(site).conditional:
             raise WeightlessError(
                 f"the guide's density of {name!r} at given points is an integral: {reason}. "
                 "Estimate it with log_weights instead"

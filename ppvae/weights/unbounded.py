@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppvae.weights.traces import WeightlessError
+from ppvae.pairing import WeightlessError
 
 __all__ = ["Unbounded", "require_evidence"]
 
@@ -23,14 +23,15 @@ class Unbounded(Tensor):
     """
 
     reason: str = ""
+    note: str = ""  # what the evidence lacks, where the model is unnormalized
 
     @classmethod
-    def marked(cls, log_w: Tensor, reason: str) -> Tensor:
-        """Return log weights with their reason, or as they are where there is none."""
-        if not reason:
+    def marked(cls, log_w: Tensor, reason: str, note: str = "") -> Tensor:
+        """Return log weights with their reason and note, or as they are where there is none."""
+        if not (reason or note):
             return log_w
         marked = log_w.as_subclass(cls)
-        marked.reason = reason
+        marked.reason, marked.note = reason, note
         return marked
 
     @classmethod
@@ -38,10 +39,11 @@ class Unbounded(Tensor):
         cls, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         out = super().__torch_function__(func, types, args, kwargs or {})
-        reasons = [t.reason for t in tree_leaves((args, kwargs)) if isinstance(t, cls)]
+        marked = [t for t in tree_leaves((args, kwargs)) if isinstance(t, cls)]
         for leaf in tree_leaves(out):
             if isinstance(leaf, cls):
-                leaf.reason = next(filter(None, reasons), "")
+                leaf.reason = next((t.reason for t in marked if t.reason), "")
+                leaf.note = next((t.note for t in marked if t.note), "")
         return out
 
 

@@ -64,22 +64,21 @@ def conditional_evidence(
         both = [n for n, on in zip(names, (target & condition).any(0).tolist(), strict=True) if on]
         raise ValueError(f"the modalities {both} are both in of and in given: leave them in one")
 
-    def estimate(keep: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(keep: Tensor) -> Tensor:  # evidence, squared error, bias, variance: (4, N)
         some = (keep & there).any(1)
         if not bool(some.any()):
-            return torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+            return torch.zeros(4, 1, dtype=torch.float64, device=there.device)
         log_w = log_weights(model, guide, hide(batch, keep), num_particles, chunk_size=chunk_size)
         found = evidence(log_w)
-        return torch.where(some, found.log_evidence, 0.0), found.standard_error * some
+        square = found.standard_error.square()
+        parts = torch.stack([found.log_evidence, square, found.bias, found.variance])
+        return torch.where(some, parts, 0.0)
 
-    joint, joint_error = estimate(target | condition)
-    marginal, marginal_error = estimate(condition)
+    joint, marginal = estimate(target | condition), estimate(condition)
+    signs = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]]).to(joint)
     asked = (target & there).any(1)
-    return Evidence(
-        torch.where(asked, joint - marginal, 0.0),
-        (joint_error.square() + marginal_error.square()).sqrt() * asked,
-        num_particles,
-    )
+    found, square, bias, variance = torch.where(asked, joint + signs * marginal, 0.0)
+    return Evidence(found, square.sqrt(), num_particles, bias, variance)
 
 
 def _booleans(argument: str, subset: Subset, names: list[str], there: Tensor) -> Tensor:

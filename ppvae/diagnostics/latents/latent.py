@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyro.distributions as dist
 import torch
@@ -44,8 +44,11 @@ class AggregatePosterior:
         kl: The left side.
         mutual_information: I_q(x; z), at most ln N.
         marginal_kl: KL(q(z) || p(z)).
-        standard_error: Of the three, by their names.
+        standard_error: Of the three, by their names, with both the data and the draws drawn anew:
+            the spread of the data's own terms over sqrt N. NaN for one datum.
         draws: Draws of q(z) by site, (K N, ...), the data in order within each of K passes.
+        monte_carlo_error: Of the three, the data given: what more draws would take away. NaN for
+            one draw per datum, which cannot tell it.
     """
 
     kl: float
@@ -53,6 +56,7 @@ class AggregatePosterior:
     marginal_kl: float
     standard_error: dict[str, float]
     draws: dict[str, Tensor]
+    monte_carlo_error: dict[str, float] = field(default_factory=dict)
 
 
 def aggregate_posterior(
@@ -63,7 +67,9 @@ def aggregate_posterior(
         I_q(x; z) ~ mean_n ln q(z_n|x_n) - ln 1/N sum_m q(z_n|x_m),   z_n ~ q(z|x_n)
 
     Costs N^2 densities per particle. The mixture runs over the batch given: compare guides on the
-    same data only.
+    same data only. Of data drawn anew the mixture changes too; what that does to the error is of
+    second order, since the mean of q(z|x) / q(z) over draws of q(z) is one: where the aggregate is
+    the prior, that of its KL comes out a fourth too large.
 
     Args:
         model: Samples p(x, z).
@@ -101,9 +107,27 @@ def aggregate_posterior(
         "mutual_information": own - aggregate,
         "marginal_kl": aggregate - prior,
     }
-    errors = {name: float(d.std() / math.sqrt(len(d))) for name, d in splits.items()}
-    means = {name: float(difference.mean()) for name, difference in splits.items()}
-    return AggregatePosterior(**means, standard_error=errors, draws=draws)
+    terms = {name: difference.unflatten(0, shape) for name, difference in splits.items()}
+    return AggregatePosterior(
+        **{name: float(term.mean()) for name, term in terms.items()},
+        standard_error={name: _error_of_mean(term.mean(0)) for name, term in terms.items()},
+        draws=draws,
+        monte_carlo_error={name: _within(term) for name, term in terms.items()},
+    )
+
+
+def _error_of_mean(terms: Tensor) -> float:
+    """Return the error of the mean of independent terms, (N,)."""
+    return float(terms.std() / math.sqrt(len(terms))) if len(terms) > 1 else math.nan
+
+
+def _within(terms: Tensor) -> float:
+    """Return the error of the mean of terms, (K, N), that scatter about a mean for each datum.
+
+    The mixture over the data given, which the terms hold, is no estimate: it is what they are of.
+    """
+    draws, size = terms.shape
+    return float((terms.var(0).sum() / draws).sqrt() / size) if draws > 1 else math.nan
 
 
 def mutual_information(
@@ -132,13 +156,14 @@ def kl_per_dimension(
         KL_d = mean_n KL(N(m_nd, v_nd) || p(z_d))           otherwise, m and v of draws
 
     Those of the first two forms sum to the KL. The third is a lower bound on the KL of the
-    marginal, exact for Normal ones.
+    marginal, exact for Normal ones. At moments of S draws it would be too large by about 1/S,
+    which is taken off: what is no information may come out below zero.
 
     Args:
         model: Samples p(x, z).
         guide: Samples q(z | x).
         batch: x, (N, ...).
-        num_particles: The number of draws per datum, where draws are needed.
+        num_particles: The number S of draws per datum, where draws are needed, at least 2.
         site: The latent.
 
     Returns:
@@ -173,9 +198,39 @@ def kl_per_dimension(
                     f"the KL per dimension of site {site!r} has no form for a {type(q).__name__} "
                     f"guide under a {type(base).__name__} prior: only its sum is known"
                 ) from None
-        mean, variance = posterior_moments(guide, batch, num_particles=num_particles, site=site)
-        moments = dist.Normal(mean, variance.sqrt())
-        return torch.distributions.kl_divergence(moments, base).flatten(0, -2).mean(0)
+        parts = map_site(
+            lambda found: _moments(found["value"]),
+            guide,
+            batch,
+            num_particles=num_particles,
+            site=site,
+        )
+        mean, variance, log_shift = torch.cat(parts, dim=1)  # (N, D) each
+        plain = torch.distributions.kl_divergence(dist.Normal(mean, variance.sqrt()), base)
+        square_shift = variance / (2 * num_particles * base.variance)
+        return (plain - square_shift + log_shift / 2).flatten(0, -2).mean(0)
+
+
+def _moments(z: Tensor) -> Tensor:
+    """Return mean and variance of draws (S, n, D), and E ln of that variance less ln of the true.
+
+    The last, about -1/S, is exact for Normal draws, and to first order for others, by kurtosis.
+    """
+    count = len(z)
+    variance, mean = torch.var_mean(z, dim=0)
+    half = torch.tensor((count - 1) / 2, dtype=torch.float64)
+    shift = float(torch.digamma(half) - half.log()) - _excess_kurtosis(z) / (2 * count)
+    return torch.stack([mean, variance, shift])
+
+
+def _excess_kurtosis(z: Tensor) -> Tensor:
+    """Return that of draws (S, ...), unbiased where they are Normal; 0 of fewer than four."""
+    count = len(z)
+    if count < 4:
+        return torch.zeros_like(z[0])
+    second, fourth = (((z - z.mean(0)) ** power).mean(0) for power in (2, 4))
+    excess = torch.where(second > 0, fourth / second.square() - 3, 0.0)
+    return ((count + 1) * excess + 6) * (count - 1) / ((count - 2) * (count - 3))
 
 
 def active_units(

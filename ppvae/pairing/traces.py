@@ -11,8 +11,9 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
+from ppvae.pairing.enumeration import collapsed, enumerated_sites
+from ppvae.pairing.marks import Mark
 from ppvae.protocols import (
-    DATA_PLATE,
     Batch,
     Guide,
     Model,
@@ -23,10 +24,13 @@ from ppvae.protocols import (
 
 __all__ = [
     "Pair",
+    "PairError",
     "WeightlessError",
     "evaluating",
     "is_delta",
+    "is_deterministic",
     "is_q_function",
+    "knows_support",
     "latent_sites",
     "log_prob_of",
     "particles",
@@ -34,10 +38,15 @@ __all__ = [
     "refuse_marked",
     "refuse_weightless",
     "sample_sites",
+    "subsampling",
     "trace_pair",
 ]
 
 Pair = tuple[Trace, Trace]  # the model's and the guide's
+
+
+class PairError(ValueError):
+    """A model, a guide and a batch that do not fit together; the message names site and mend."""
 
 
 class WeightlessError(ValueError):
@@ -57,16 +66,55 @@ def trace_pair(
         dim: Where the plate goes; None for a single draw without one.
 
     Returns:
-        The model's trace and the guide's, log probabilities computed, values `(K, N, ...)`.
+        The model's trace and the guide's, log probabilities computed, values `(K, N, ...)`. Of
+        sites that are summed out by enumeration there is the sum alone.
     """
     with local_parameters():
         guide_trace = poutine.trace(particles(guide, num_particles, dim)).get_trace(batch)
         replayed = poutine.replay(particles(model, num_particles, dim), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(batch)
-    traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-    for trace in traces:
+        guide_trace.compute_log_prob()
+        try:
+            model_trace = poutine.trace(replayed).get_trace(batch)
+            model_trace.compute_log_prob()
+        except ValueError as error:
+            model_trace = _without_leaks(replayed, batch, error)
+        if enumerated_sites(model_trace, guide_trace):
+            model_trace = collapsed(replayed, batch, model_trace)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+def _without_leaks(replayed: Callable, batch: Batch, error: ValueError) -> Trace:
+    """Return the model's trace where a guide's draws lie outside of a prior's support.
+
+    They have probability zero, whatever the sites that depend on them make of it.
+
+    Raises:
+        ValueError: The error of before, if all draws are inside.
+    """
+    with pyro.validation_enabled(False):
+        trace = poutine.trace(replayed).get_trace(batch)
         trace.compute_log_prob()
-    return traces
+    leaks = {
+        name: ~site["fn"].support.check(site["value"])
+        for name, site in latent_sites(trace).items()
+        if not Mark.of(site).is_auxiliary and knows_support(site["fn"])
+    }
+    if not any(bool(outside.any()) for outside in leaks.values()):
+        raise error
+    for name, site in sample_sites(trace).items():
+        log_p = torch.as_tensor(site["log_prob"])
+        log_p = torch.where(log_p.isnan(), -torch.inf, log_p)
+        outside = leaks.get(name)
+        site["log_prob"] = log_p if outside is None else torch.where(outside, -torch.inf, log_p)
+    return trace
+
+
+def knows_support(fn: dist.TorchDistribution) -> bool:
+    """Return whether a distribution says its support: flows need not."""
+    try:
+        return fn.support is not None
+    except (NotImplementedError, AttributeError):
+        return False
 
 
 def particles(fn: Callable, num_particles: int, dim: int | None = -2) -> Callable:
@@ -137,12 +185,24 @@ def per_datum(name: str, value: Tensor | float, shape: torch.Size) -> Tensor:
     return value.expand(shape)
 
 
-def log_prob_of(site: dict) -> Tensor | float:
-    """Return a site's log probability, less the factor that a subsampled data plate has."""
+def is_deterministic(site: dict) -> bool:
+    """Return whether a site is one of `pyro.deterministic`: a value with a name, and no law."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def subsampling(site: dict) -> float:
+    """Return the factor N / B that a site's subsampled plates put to its log probability."""
+    factor = 1.0
     for frame in site["cond_indep_stack"]:
-        if frame.name == DATA_PLATE and frame.full_size not in (None, frame.size):
-            return site["log_prob"] * (frame.size / frame.full_size)
-    return site["log_prob"]
+        if frame.size > 0 and frame.full_size not in (None, frame.size):
+            factor *= frame.full_size / frame.size
+    return factor
+
+
+def log_prob_of(site: dict) -> Tensor | float:
+    """Return a site's log probability, less the factor that subsampled plates have."""
+    factor = subsampling(site)
+    return site["log_prob"] if factor == 1 else site["log_prob"] / factor
 
 
 def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
@@ -159,7 +219,7 @@ def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
     """
     refuse_marked(guide_trace)
     sites = sample_sites(guide_trace)
-    transported = any(site["infer"].get("is_auxiliary") for site in sites.values())
+    transported = any(Mark.of(site).is_auxiliary for site in sites.values())
     for name, site in sites.items():
         if name in points or (is_delta(site["fn"]) and not transported):
             raise _weightless(name, "it is a point (Delta), not a density")
@@ -172,7 +232,7 @@ def refuse_marked(guide_trace: Trace) -> None:
         WeightlessError: For a site marked `infer={"weightless": reason}`.
     """
     for name, site in sample_sites(guide_trace).items():
-        if reason := site["infer"].get("weightless"):
+        if reason := Mark.of(site).weightless:
             raise _weightless(name, reason)
 
 
@@ -188,7 +248,7 @@ def is_q_function(guide: Guide, batch: Batch) -> bool:
     """
     with evaluating(guide), forked_streams():
         trace = poutine.trace(guide).get_trace(batch)
-    return any(site["infer"].get("q_function") for site in sample_sites(trace).values())
+    return any(Mark.of(site).q_function for site in sample_sites(trace).values())
 
 
 def _weightless(name: str, reason: str) -> WeightlessError:
