@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import torch
+from pyro.infer import ELBO
 from torch.optim import Adam
 
 from ppvae import (
@@ -23,7 +24,7 @@ from ppvae.protocols import leaves
 def trained(model, guide, data, loss, *, epochs, lr=0.02, **kwargs):
     """Check a pair on its data, train it by `fit`, and return the history."""
     first = data[0] if isinstance(data, list) else data
-    check_pair(model, guide, first)
+    check_pair(model, guide, first, loss=None if isinstance(loss, ELBO) else loss)
     svi = SVI(model, guide, partial(Adam, lr=lr), loss)
     return fit(svi, data, epochs=epochs, progress=False, **kwargs)
 
