@@ -27,7 +27,7 @@ MANY = 3000  # particles of an ELBO, whose draws vary more
 DRAWS = 200  # toward ArviZ
 REFERENCE = 20000  # draws
 ONE_BY_ONE = {"axis of the model", "column", "enumerated", "own subset", "imputed", "missing"}
-EXAMPLES = {"none": 60, "factor": 10}
+EXAMPLES = {"none": 60, "factor": 10, "axis of the model": 2}
 OTHERS = 4  # of every other twist
 
 ELBOS = {
@@ -95,7 +95,8 @@ def weight_faults(story, model, guide, reference):
     """Judge the log weights by the exact evidence."""
     found = []
     count = particles(story)
-    for chunk in (2**14, 2 * count):  # all data at once, and two by two
+    chunks = (2**14,) if story.twist in ONE_BY_ONE else (2**14, 2 * count)
+    for chunk in chunks:  # all data at once, and two by two
         log_w = attempt(partial(log_weights, chunk_size=chunk), model, guide, story.batch, count)
         if isinstance(log_w, Exception):
             if story.weighed and not (chunk < 2**14 and "table" in story.flavors):
@@ -104,12 +105,13 @@ def weight_faults(story, model, guide, reference):
                 found.append(f"log_weights, in no words: {type(log_w).__name__} {log_w}")
             continue
         found += evidence_faults(story, log_w.as_subclass(torch.Tensor), reference)
-    tree = attempt(partial(from_pyro_svi, draws=DRAWS), model, guide, story.batch)
+    count = DRAWS // 5 if story.twist in ONE_BY_ONE else DRAWS
+    tree = attempt(partial(from_pyro_svi, draws=count), model, guide, story.batch)
     if isinstance(tree, Exception):
         if not refusal(tree) or story.weighed:
             found.append(f"from_pyro_svi: {type(tree).__name__} {tree}")
     elif "sample_stats" in tree.children:  # not of a guide without a density
-        log_w = torch.as_tensor(tree["sample_stats/log_weight"].values[0]).reshape(DRAWS, -1)
+        log_w = torch.as_tensor(tree["sample_stats/log_weight"].values[0]).reshape(count, -1)
         said = evidence_faults(story, log_w, reference)
         found += [fault.replace("log_weights", "from_pyro_svi") for fault in said]
     return found
@@ -187,8 +189,9 @@ def evaluated(story, model, guide, make, name):
 
 def particles(story, name=""):
     """Return how many draws: an objective's, or those of log weights."""
-    count = MANY if name and name not in BOUNDS else PARTICLES
-    return count // 10 if story.twist in ONE_BY_ONE else count
+    if story.twist in ONE_BY_ONE:
+        return 100 if name else 200
+    return MANY if name and name not in BOUNDS else PARTICLES
 
 
 def must(story, name):
