@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ppvae.langevin import LogJoint, Point, bridge, langevin, still, transport
+from ppvae.langevin.joint import hides
 from ppvae.langevin.run import Site, SitesError
 from ppvae.pairing import PairError
 from ppvae.protocols import Batch, Guide, Model
@@ -50,7 +51,8 @@ class Langevin(nn.Module):
     the posterior is sharp. Histories call it Q. The other three have bounds. "step" is for weights
     and IWELBO, where s^2 times the curvature is about 1.5 in each direction, .9 to 3.4 at most, or
     kappa, c and tau are learned. "transport" is one only if z_0 -> z_K is one to one, with its
-    short steps; "bridge" always is, for diagnosis. Both with `log_weights` rather than in
+    short steps, and is refused under validation where it is seen not to be; "bridge" always is,
+    for diagnosis. Both with `log_weights` rather than in
     training.
 
     The model's modules run in evaluation mode within the chain, without dropout and moving
@@ -76,7 +78,8 @@ class Langevin(nn.Module):
             step sizes known to lose a few data, as the published ones of text do.
 
     Sites:
-        z: (N, D) each latent of the model, by its name; no gradient reaches the model through it.
+        z: (N, D) each latent of the model, by its name, masked where the model's is; no gradient
+            reaches the model through it.
         z_0: (N, D) where its chain starts, auxiliary.
 
     Raises:
@@ -140,7 +143,8 @@ class Langevin(nn.Module):
                 walked = self._walk(joint, start, log_start)
         with _plates(joint):
             for name, q, infer in self._sites(joint, *walked):
-                pyro.sample(name, q, infer=infer)
+                with _masked(joint.sites[name].mask):
+                    pyro.sample(name, q, infer=infer)
 
     def _start(self, joint: LogJoint, batch: Batch) -> tuple[Point, Tensor]:
         """Return where the chain starts, and the log density of that in unconstrained space."""
@@ -163,11 +167,13 @@ class Langevin(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return z_K, or the last step's mean, in unconstrained space, and its log density."""
         steps, noise = self.step_sizes.unbind(), self.noise
-        if self.density == "transport":
-            return transport(joint, start.z, log_start, steps, noise=noise)
-        if self.density == "bridge":
-            tempered = self.tempered
-            return bridge(joint.parts, start.z, log_start, steps, noise=noise, tempered=tempered)
+        if self.density in ("transport", "bridge"):
+            if self.density == "transport":
+                z, log_q = transport(joint, start.z, log_start, steps, noise=noise)
+            else:
+                options = {"noise": noise, "tempered": self.tempered}
+                z, log_q = bridge(joint.parts, start.z, log_start, steps, **options)
+            return z, log_q - joint.masked(z).detach()  # hidden latents have weight 1 as the prior
         walk = langevin(joint, start, steps, noise=noise)
         return (walk.mean if self.density == "step" else walk.z), None
 
@@ -189,11 +195,13 @@ class Langevin(nn.Module):
             return
         infer = {"weightless": NO_DENSITY, "q_function": True}
         if log_q is not None:
-            log_q, infer = log_q - joint.log_volume(u), {"conditional": ON_THE_WAY}
+            log_q = log_q - joint.log_volume(u)
+            infer = {"conditional": ON_THE_WAY}
         for name, z in joint.constrain(u).items():
-            q = dist.Delta(z, event_dim=joint.sites[name].event_dim)
-            if log_q is not None:  # one density of all latents: the first bears it
-                q, log_q = dist.Delta(z, log_q, q.event_dim), torch.zeros_like(log_q)
+            q, mask = dist.Delta(z, event_dim=joint.sites[name].event_dim), joint.sites[name].mask
+            if log_q is not None:  # one density of all latents: the first that counts bears it
+                q = dist.Delta(z, log_q, q.event_dim)
+                log_q = log_q - scale_and_mask(log_q, 1.0, mask)
             yield name, q, dict(infer)
 
     def _scale(self, u: Tensor) -> Tensor:
@@ -239,9 +247,15 @@ def _last_step(site: Site, loc: Tensor, scale: Tensor) -> dist.TorchDistribution
     q = dist.Normal(loc, scale)
     if site.transform is None:
         return q.to_event(len(site.shape))
+    transform = site.transform.with_cache()  # a sigmoid's end, once rounded, has no way back
     return dist.TransformedDistribution(
-        q.to_event(len(site.shape) - site.transform.domain.event_dim), [site.transform]
+        q.to_event(len(site.shape) - transform.domain.event_dim), [transform]
     )
+
+
+def _masked(mask: Tensor | bool | None) -> AbstractContextManager:
+    """Hide a site where the model's is hidden, so that neither weighs anything there."""
+    return poutine.mask(mask=mask) if hides(mask) else nullcontext()
 
 
 @contextmanager
@@ -268,13 +282,13 @@ class _Renamed(Messenger):
         super().__init__()
         self.values: dict[str, Tensor] = {}  # of its latents, without its own auxiliary sites
         self.subsamples: dict[str, Tensor] = {}
-        self._laws: dict[str, tuple] = {}  # by site: distribution, value, mask and infer
+        self._laws: dict[str, tuple] = {}  # by site: distribution, value and infer
         self._open: dict[str, tuple] = {}
 
     def _pyro_sample(self, msg: dict) -> None:
         if not site_is_subsample(msg):
             name, infer = msg["name"], msg["infer"]
-            self._open[f"{name}_0"] = (name, msg["mask"], infer)
+            self._open[f"{name}_0"] = (name, infer)
             msg["infer"] = {**infer, "is_auxiliary": True}
             msg["name"], msg["mask"] = f"{name}_0", False
 
@@ -282,20 +296,20 @@ class _Renamed(Messenger):
         if site_is_subsample(msg):
             self.subsamples[msg["name"]] = msg["value"]
             return
-        name, mask, infer = self._open.pop(msg["name"])
+        name, infer = self._open.pop(msg["name"])
         msg["name"] = name  # handlers within know it by that
-        self._laws[name] = (msg["fn"], msg["value"], mask, infer)
+        self._laws[name] = (msg["fn"], msg["value"], infer)
         if not infer.get("is_auxiliary"):
             self.values[name] = msg["value"]
 
     def log_density(self, like: Tensor) -> Tensor:
         """Return the log density of what was drawn, (..., N)."""
         total = torch.zeros_like(like)
-        for name, (fn, value, mask, infer) in self._laws.items():
+        for name, (fn, value, infer) in self._laws.items():
             if reason := infer.get("weightless"):
                 raise ValueError(
                     f"the density of a chain's end needs that of its start, which the init's site "
                     f"{name!r} has not: {reason}"
                 )
-            total = total + scale_and_mask(fn.log_prob(value), 1.0, mask)
+            total = total + fn.log_prob(value)  # where it is masked too: it was drawn there
         return total

@@ -9,15 +9,15 @@ from typing import NamedTuple, Protocol
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppvae.likelihoods import Normal
+from ppvae.networks import follows, linear_layer
 from ppvae.priors import StandardNormal
 from ppvae.protocols import seen
 
 __all__ = ["LinearModalities", "log_evidence", "posterior"]
-
-SHAPES = (nn.Sequential, nn.Flatten, nn.Unflatten, nn.Identity)  # may be beside one layer
 
 
 class LinearModalities(Protocol):
@@ -81,7 +81,8 @@ def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> _Sums:
         raise _unknown("another prior than N(0, I), or private latents")
     precision, eta, log_noise = 0.0, 0.0, 0.0
     for (name, leaf), obs in zip(batch.items(), seen(batch).unbind(1), strict=True):
-        layer, scale = _layer(name, model.decoders[name]), _scale(name, model.likelihoods[name])
+        head = model.likelihoods[name]
+        scale, layer = _scale(name, head), _layer(name, model.decoders[name], head)
         x = torch.where(obs.unsqueeze(-1), leaf.reshape(len(leaf), -1), 0.0)  # (N, F)
         rest = x if layer.bias is None else x - layer.bias
         rest = torch.where(obs.unsqueeze(-1), rest, 0.0) / scale
@@ -95,14 +96,23 @@ def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> _Sums:
     )
 
 
-def _layer(name: str, decoder: nn.Module) -> nn.Linear:
-    layers = [part for part in decoder.modules() if not isinstance(part, SHAPES)]
-    if [type(layer) for layer in layers] != [nn.Linear]:
-        found = ", ".join(type(layer).__name__ for layer in layers)
+def _layer(name: str, decoder: nn.Module, head: object) -> nn.Linear:
+    layer = linear_layer(decoder)
+    if isinstance(layer, str):
+        raise _unknown(f"a decoder of {name!r} that is not one nn.Linear, but {layer}")
+    if is_validation_enabled() and not follows(lambda z: _mean(head, decoder(z)), layer):
         raise _unknown(
-            f"a decoder of {name!r} that is not one nn.Linear, but {found or 'nothing'}"
+            f"a mean or a scale of {name!r} at random z that is not its nn.Linear's and its "
+            "likelihood's, where something in a forward bends it"
         )
-    return layers[0]
+    return layer
+
+
+def _mean(head: Normal, h: Tensor) -> Tensor:
+    """Return the mean of p(x|h), or nothing where it has not the head's scale."""
+    law = head(h)
+    normal = isinstance(law, dist.Normal) and (law.scale == head.scale).all()
+    return law.loc if normal else h.new_empty(0)
 
 
 def _scale(name: str, head: object) -> Tensor:

@@ -17,6 +17,7 @@ from ppvae.models import VAE, Sentence
 from ppvae.networks import MLP, RecurrentDecoder, RecurrentEncoder
 from ppvae.objectives import BetaELBO, warmup
 from ppvae.training import LaggingSVI
+from ppvae.training.lagging import observed_scalars
 
 X = (torch.rand(60, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 
@@ -95,6 +96,27 @@ def test_the_inner_loop_ends_when_a_window_is_no_better(means, steps):
     svi._descend = lambda *_: torch.tensor(next(losses, 9.0))
     svi._catch_up()
     assert svi.inner_steps == steps
+
+
+@pytest.mark.parametrize("kind", ["tokens", "modalities"])
+def test_windows_of_other_sizes_compare_by_what_they_observe(kind):
+    """The loss per scalar falls, however much longer the next windows' data are; then it rises."""
+    tokens = torch.ones(6, 8, dtype=torch.long) * (torch.arange(8) < torch.arange(2, 8)[:, None])
+    views = {
+        name: torch.where(tokens.bool() == (name == "a"), 1.0, math.nan) for name in ("a", "b")
+    }
+    views["b"][:] = math.nan
+    inner = Batches(tokens if kind == "tokens" else views, 1, shuffle=False)
+    svi = lagging(window=1, most=6, inner=inner)
+    per_scalar = iter([1.0, 0.9, 0.8, 0.7, 0.75])  # of 2, 3, 4, ... scalars: their sums rise
+    svi._descend = lambda batch: next(per_scalar) * observed_scalars(batch)
+    svi._catch_up()
+    assert svi.inner_steps == 5
+    per_scalar = iter([1.0, 0.9])
+    svi = lagging(window=1, most=6, inner=inner, size=lambda _: 1.0)  # per datum, as asked
+    svi._descend = lambda batch: next(per_scalar) * observed_scalars(batch)
+    svi._catch_up()
+    assert svi.inner_steps == 2
 
 
 def test_it_becomes_plain_svi_when_the_information_falls(monkeypatch):

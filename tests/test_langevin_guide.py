@@ -1,6 +1,7 @@
 """The Langevin guide in its four modes, against Gaussian posteriors and what they must refuse."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -490,6 +491,86 @@ def test_weights_on_a_support(density):
     exact = dist.NegativeBinomial(2.0, probs=torch.tensor(0.75)).log_prob(x)
     found = log_w.logsumexp(0) - math.log(40_000)
     assert (found - exact).abs().max() < 0.06
+
+
+def heads(batch):
+    """p ~ U(0, 1), x ~ Binomial(1000, p): of 1000 heads the evidence is 1 / 1001."""
+    with pyro.plate("data", len(batch), dim=-1):
+        p = pyro.sample("p", dist.Uniform(torch.tensor(0.0), 1.0, validate_args=False))
+        pyro.sample("x", dist.Binomial(1000, p, validate_args=False), obs=batch)
+
+
+@pytest.mark.parametrize(("density", "low"), [("step", -4.0), ("bridge", -1.0)])
+def test_a_support_whose_end_is_rounded_off(density, low):
+    """Probabilities of one in single precision: -ln 1001, within five errors, or below.
+
+    Weights are at most one, so that some twenty of these 20,000 make up the sum.
+    """
+    log_w = log_weights(heads, Langevin(heads, density=density), torch.tensor([1000.0]), 20_000)
+    found = float(log_w.logsumexp(0)) - math.log(20_000) + math.log(1001)
+    assert low < found < 1.0
+
+
+class Either(nn.Module):
+    """Of each datum one of two counts is seen, as in `Counts`; the other one's latent is masked.
+
+    A masked latent is drawn, though it counts for nothing.
+    """
+
+    def forward(self, batch):
+        first = batch["first"] > 0
+        with pyro.plate("data", len(first), dim=-1):
+            for name, mask in (("a", first), ("b", ~first)):
+                with poutine.mask(mask=mask):
+                    z = pyro.sample(f"z_{name}", dist.Gamma(2.0, torch.ones(())))
+                    pyro.sample(name, dist.Poisson(3 * z), obs=batch[name])
+
+
+@pytest.mark.parametrize(("density", "s"), [("step", 0.5), ("transport", 0.1), ("bridge", 0.3)])
+def test_latents_that_are_masked_weigh_nothing(density, s):
+    """Guide's sites are masked where the model's are: negative binomials of what is seen."""
+    batch = {"a": [2.0, 2.0, 9.0], "b": [1.0, 9.0, 0.0], "first": [1.0, 0.0, 1.0]}
+    batch = {name: torch.tensor(leaf) for name, leaf in batch.items()}
+    guide = Langevin(Either(), 20 if density == "step" else 5, s, density=density)
+    nodes = poutine.trace(guide).get_trace(batch).nodes
+    assert nodes["z_a"]["mask"].tolist() == [True, False, True]
+    assert nodes["z_b"]["mask"].tolist() == [False, True, False]
+    log_w = log_weights(Either(), guide, batch, 40_000)
+    seen = torch.tensor([2.0, 9.0, 9.0])
+    exact = dist.NegativeBinomial(2.0, probs=torch.tensor(0.75)).log_prob(seen)
+    found = log_w.logsumexp(0) - math.log(40_000)
+    assert (found - exact).abs().max() < 0.06
+
+
+def test_masked_latents_stay_where_their_prior_is():
+    """Moved by their prior alone, for as many steps as you like: Gamma(2, 1) has mean 2."""
+    batch = {name: torch.zeros(3) for name in ("a", "b", "first")}
+    guide = pyro.plate("particles", 2000, dim=-2)(Langevin(Either(), 60, 0.5))
+    z = poutine.trace(guide).get_trace(batch).nodes["z_a"]["value"]
+    assert float(z.log().abs().max()) < 20
+    assert float(z.mean()) == pytest.approx(2.0, abs=0.25)
+
+
+def test_a_transport_that_folds_is_refused():
+    """At lam = 5 a step folds from s^2 / 2 lam = 1 on: s = .632; a search leaves it out."""
+    model, x = sharp(), torch.full((20, 1), 1.25)
+    guide = Langevin(model, 3, 0.64, density="transport")
+    with pytest.raises(ChainError, match=r"step 1 of 3 .* folds at datum 0: .* is 1.02 there"):
+        log_weights(model, guide, x, 2)
+    assert log_weights(model, Langevin(model, 3, 0.62, density="transport"), x, 2).isfinite().all()
+    found = search_step_size(model, guide, x, [0.1, 0.7, 0.8])
+    assert found.best == 0.1
+    assert found.bounds[0.7] == found.bounds[0.8] == -math.inf
+
+
+@pytest.mark.parametrize("density", ["transport", "bridge"])
+def test_other_densities_tell_a_chain_that_diverges_too(density):
+    """Curvature 5 and s = 1: each step doubles the way to the mode; s = .2 is fine."""
+    model, x = sharp(), torch.full((20, 1), 1.25)
+    for s, fails in ((1.0, True), (0.2, False)):
+        guide = Langevin(model, 20, s, density=density)
+        with pytest.raises(ChainError, match="diverges|folds") if fails else nullcontext():
+            log_weights(model, guide, x, 2)
 
 
 def test_several_latents_and_a_hierarchy():

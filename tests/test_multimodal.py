@@ -52,6 +52,23 @@ class Bending(nn.Module):
         return self.layer(z).tanh()
 
 
+class BendingOnce(nn.Sequential):
+    """A container of known parts, linear near zero only."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 3))
+
+    def forward(self, z):
+        return super().forward(z).clamp(max=5.0)
+
+
+class Widening(Normal):
+    """A likelihood whose scale is not its attribute's."""
+
+    def forward(self, h):
+        return dist.Normal(h, 2 * self.scale)
+
+
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
 def test_the_evidence_is_that_of_the_joint_gaussian(subset):
     """Check 1: N(b_S, W_S W_S' + diag s^2), every subset, 1e-10; of nothing 0."""
@@ -103,8 +120,10 @@ def test_images_are_linear_too():
     ("make", "why"),
     [
         (lambda: Multimodal({"a": MLP(2, 4, 3)}, 2), "decoder of 'a' that is not one nn.Linear"),
-        (lambda: Multimodal({"a": nn.Identity()}, 2), "decoder of 'a' .*, but nothing"),
-        (lambda: Multimodal({"a": Bending()}, 2), "decoder of 'a' .*, but Bending, Linear"),
+        (lambda: Multimodal({"a": nn.Identity()}, 2), "decoder of 'a' .*, but missing"),
+        (lambda: Multimodal({"a": Bending()}, 2), "mean or a scale of 'a' at random z"),
+        (lambda: Multimodal({"a": BendingOnce()}, 2), "mean or a scale of 'a' at random z"),
+        (lambda: Multimodal({"a": nn.Linear(2, 3)}, 2, Widening()), "mean or a scale of 'a'"),
         (lambda: Multimodal({"a": nn.Linear(2, 3)}, 2, "laplace"), "likelihood of 'a' .* Laplace"),
         (
             lambda: Multimodal({"a": nn.Linear(2, 3)}, 2, bernoulli),

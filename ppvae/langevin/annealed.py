@@ -9,7 +9,17 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from ppvae.langevin.chain import LogDensity, Point, located, point, require_finite, widened
+from ppvae.langevin.chain import (
+    ChainError,
+    LogDensity,
+    Point,
+    Watch,
+    first_true,
+    located,
+    point,
+    require_finite,
+    widened,
+)
 
 __all__ = ["bridge", "transport"]
 
@@ -29,9 +39,10 @@ def transport(
 
         log q(z_K) = log p(z_0) - ln |det dz_K / dz_0|
 
-    A density only where z_0 -> z_K is one to one, (s^2/2) max(-d^2 log p/dz^2) < 1, which nobody
-    checks: beyond, a "bound" may lie above ln p(x). Its log weights punish a chain that forgets
-    z_0, so that their best step is too small. D backward passes through the K steps.
+    A density only where z_0 -> z_K is one to one, (s^2/2) max(-d^2 log p/dz^2) < 1: beyond, a
+    "bound" may lie above ln p(x). Under validation that is checked wherever a chain comes by. Its
+    log weights punish a chain that forgets z_0, so that their best step is too small. D backward
+    passes per step.
 
     Args:
         log_density: As in `langevin`, twice differentiable. cuDNN's recurrent networks are not:
@@ -46,7 +57,7 @@ def transport(
         z_K, (..., N, D), and its log density, (..., N).
 
     Raises:
-        ChainError: As in `langevin`.
+        ChainError: As in `langevin`; under validation, if a step is not one to one.
 
     References:
         Pang, Nijkamp, Han, Wu (2021), Short Run Inference, arXiv:2106.02513, section 3.4.
@@ -59,20 +70,55 @@ def transport(
         torch.Size([4])
     """
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        z_0 = z = start.detach().requires_grad_()
-        total = len(step_sizes)
+        z, total, log_det = start.detach().requires_grad_(), len(step_sizes), 0.0
+        watch, watched = None, is_validation_enabled()
         for k, step_size in enumerate(step_sizes):
             at = point(log_density, z, create_graph=True, step=k, total=total)
+            if watched:  # by the step that led here
+                watch = _watched(watch, at, k, widened(step_sizes[max(k - 1, 0)], at))
             s = widened(step_size, at)
+            jacobian = _jacobian(at, s, create_graph)
+            if watched:
+                _require_one_to_one(jacobian, k + 1, total)
+            log_det = log_det + torch.linalg.slogdet(jacobian).logabsdet
             z = z + s * s / 2 * at.slope + noise * s * torch.randn_like(z)
-        rows = [
-            torch.autograd.grad(
-                z[..., d].sum(), z_0, retain_graph=True, create_graph=create_graph
-            )[0]
-            for d in range(z.shape[-1])
-        ]
-        log_q = log_start - torch.linalg.slogdet(torch.stack(rows, -2)).logabsdet
+            z = z if create_graph else z.detach().requires_grad_()
+        if watch is not None:
+            watch.close(z.detach(), total)
+    log_q = log_start - log_det
     return (z, log_q) if create_graph else (z.detach(), log_q.detach())
+
+
+def _jacobian(at: Point, s: float | Tensor, create_graph: bool) -> Tensor:
+    """Return I + (s^2/2) d^2 log p/dz^2, (..., N, D, D), of one step, the noise given."""
+    size = at.z.shape[-1]
+    graph = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+    rows = [torch.autograd.grad(at.slope[..., d].sum(), at.z, **graph)[0] for d in range(size)]
+    width = s * s / 2 if not isinstance(s, Tensor) else (s * s / 2).unsqueeze(-1)
+    return torch.eye(size, device=at.z.device, dtype=at.z.dtype) + width * torch.stack(rows, -2)
+
+
+def _require_one_to_one(jacobian: Tensor, step: int, total: int) -> None:
+    """Raise if a step folds space where a chain has come by."""
+    jacobian = jacobian.detach()
+    least = torch.linalg.eigvalsh((jacobian + jacobian.mT) / 2).amin(-1)  # (..., N)
+    if (least <= 0).any():
+        place = first_true(least <= 0)
+        raise ChainError(
+            f"step {step} of {total} of the transport folds at datum {place[-1]}: half its "
+            f"squared step size times the curvature of the log joint is "
+            f"{1 - float(least[place]):.3g} there, where less than 1 is due for a map that is one "
+            'to one, without which there is no density. Lower step_size, or take density="bridge"'
+        )
+
+
+def _watched(watch: Watch | None, at: Point, step: int, s: float | Tensor) -> Watch:
+    """Show a state to the one that tells chains that diverge."""
+    at = Point(*(part.detach() for part in at))
+    if watch is None:
+        return Watch(at)
+    watch.see(at, step, s)
+    return watch
 
 
 def bridge(
@@ -107,7 +153,8 @@ def bridge(
         z_K, (..., N, D), and its log density, (..., N).
 
     Raises:
-        ChainError: Under validation, if a number is not finite: which datum, which step.
+        ChainError: Under validation, if a number is not finite or the chain diverges: which datum,
+            which step.
 
     References:
         Thin et al. (2021), Monte Carlo Variational Auto-Encoders, arXiv:2106.15921.
@@ -125,26 +172,33 @@ def bridge(
         True
     """
     z, total, gain = start.detach(), len(step_sizes), torch.zeros_like(log_start)
-    slopes = _slopes(parts, z, tempered, 0, total)
+    log_p, *slopes = _slopes(parts, z, tempered, 0, total)
+    watch = Watch(Point(z, log_p, slopes[0])) if is_validation_enabled() else None
     for k, step_size in enumerate(step_sizes, start=1):
         s = widened(step_size, Point(z, log_start, z))
         scale = noise * s
         beta = k / total
-        z_before, slope = z, slopes[0] + beta * slopes[1]
+        before = Point(z, log_p, slopes[0] + beta * slopes[1])
         forward = torch.randn_like(z)
-        z = z + s * s / 2 * slope + scale * forward
-        slopes = _slopes(parts, z, tempered, k, total)
-        back = (z_before - z - s * s / 2 * (slopes[0] + beta * slopes[1])) / scale
+        z = z + s * s / 2 * before.slope + scale * forward
+        log_p, *slopes = _slopes(parts, z, tempered, k, total)
+        at = Point(z, log_p, slopes[0] + beta * slopes[1])
+        if watch is not None:
+            watch.see(at, k, s, before)
+        back = (before.z - z - s * s / 2 * at.slope) / scale
         gain = gain + (back.square() - forward.square()).sum(-1) / 2  # constants cancel
+    if watch is not None:
+        watch.close(z, total)
     return z, (log_start + gain).detach()
 
 
 def _slopes(
     parts: Parts, z: Tensor, tempered: bool, step: int, total: int
-) -> tuple[Tensor, Tensor | float]:
-    """Return the gradients of log p(z) and of log p(x|z), or of their sum and 0."""
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Return log p(z, x), and the gradients of log p(z) and of log p(x|z), or their sum and 0."""
     if not tempered:
-        return point(lambda u: sum(parts(u)), z, step=step, total=total).slope, 0.0
+        at = point(lambda u: sum(parts(u)), z, step=step, total=total)
+        return at.log_p, at.slope, 0.0
     with torch.enable_grad(), located(step, total):
         z = z.detach().requires_grad_()
         log_prior, log_likelihood = parts(z)
@@ -153,4 +207,4 @@ def _slopes(
         (prior,) = torch.autograd.grad(log_prior.sum(), z)
         if is_validation_enabled():
             require_finite(Point(z, joint, whole))
-    return prior, whole - prior
+    return joint.detach(), prior, whole - prior

@@ -13,6 +13,7 @@ __all__ = [
     "LogDensity",
     "Point",
     "Walk",
+    "Watch",
     "first_true",
     "langevin",
     "located",
@@ -104,7 +105,7 @@ def langevin(
     if total == 0:
         raise ValueError("a chain needs at least one step, but step_sizes is empty")
     at = start if isinstance(start, Point) else point(log_density, start, step=0, total=total)
-    watch = _Watch(at) if is_validation_enabled() else None
+    watch = Watch(at) if is_validation_enabled() else None
     path = [at.z] if keep_path else []
     for k, step_size in enumerate(step_sizes, start=1):
         s = widened(step_size, at)
@@ -197,7 +198,7 @@ def _spread(at: Point, value: Tensor) -> Tensor:
     return value.flatten(at.log_p.ndim).sum(-1) if value.ndim > at.log_p.ndim else value
 
 
-class _Watch:
+class Watch:
     """Tells a chain that diverges, before its numbers overflow, from one that takes large steps.
 
     It has met a curvature too large for its step, and ended far below where it started; with
@@ -209,9 +210,10 @@ class _Watch:
         self.step = torch.zeros_like(start.log_p, dtype=torch.long)  # the first too large; 0: none
         self.stiffness = torch.zeros_like(start.log_p)
 
-    def see(self, at: Point, step: int, s: float | Tensor) -> None:
-        """Measure the curvature along the last step."""
-        move, bend = at.z - self.last.z, at.slope - self.last.slope
+    def see(self, at: Point, step: int, s: float | Tensor, before: Point | None = None) -> None:
+        """Measure the curvature along the last step, from `before` where the density moves too."""
+        last = before or self.last
+        move, bend = at.z - last.z, at.slope - last.slope
         stiffness = _spread(at, -s * s * move * bend) / _spread(at, move * move)
         fresh = (stiffness >= STIFF) & (self.step == 0)
         self.step = self.step.masked_fill(fresh, step)

@@ -6,6 +6,7 @@ from math import prod
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from ppvae.langevin.chain import ChainError, Point, first_true, located
 from ppvae.langevin.run import Run, Site, SitesError
 from ppvae.protocols import Batch, Model, modules_of
 
-__all__ = ["LogJoint", "still"]
+__all__ = ["LogJoint", "hides", "still"]
 
 
 class LogJoint:
@@ -23,8 +24,9 @@ class LogJoint:
 
     T takes unconstrained values onto each latent's support. The model runs once per evaluation, in
     a trace of its own that no handler outside sees, on the subsample of the first run. Scales,
-    such as a subsampled plate's N/B, are left out, since they would temper the posterior; masks
-    are kept. Latents have supports that depend on no other latent. Put `still(model)` around, so
+    such as a subsampled plate's N/B, are left out, since they would temper the posterior. Masks of
+    data are kept; a latent that is masked has its prior all the same, so that its chain stays at
+    something. Latents have supports that depend on no other latent. Put `still(model)` around, so
     that dropout does not move the target.
 
     `draw` or `start` comes first: only a run tells which latents there are.
@@ -87,10 +89,21 @@ class LogJoint:
 
     def parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(z), with the log Jacobian, and log p(x|z), with factors: (..., N) each."""
-        points = dict(zip(self.sites, self._split(u), strict=True))
-        points = {n: p.reshape(*u.shape[:-1], *self.sites[n].shape) for n, p in points.items()}
-        run = self._run(Run(points=points, subsamples=self.subsamples))
+        run = self._at(u)
         return run.log_prior.expand(u.shape[:-1]), run.log_likelihood.expand(u.shape[:-1])
+
+    def masked(self, u: Tensor) -> Tensor:
+        """Return the part of log p(z), of the latents themselves, that masks hide, (..., N)."""
+        parts = zip(self.sites.values(), self._split(u), strict=True)
+        hidden = [(site, part) for site, part in parts if hides(site.mask)]
+        terms = self._at(u).terms if hidden else {}
+        return u.new_zeros(u.shape[:-1]) + sum(
+            scale_and_mask(terms[site.name] - site.log_volume(part), 1.0, _inverse(site.mask))
+            for site, part in hidden
+        )
+
+    def _at(self, u: Tensor) -> Run:
+        return self._run(Run(points=self.split(u), subsamples=self.subsamples))
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Return the latents by site, (..., N, *event), at u, (..., N, D)."""
@@ -132,6 +145,20 @@ class LogJoint:
             handler.require_finite()
         handler.require_latents()
         return handler
+
+
+def hides(mask: Tensor | bool | None) -> bool:
+    """Return whether a mask may hide something.
+
+    Example:
+        >>> hides(None), hides(True), hides(torch.tensor([True]))
+        (False, False, True)
+    """
+    return mask is not None and mask is not True
+
+
+def _inverse(mask: Tensor | bool) -> Tensor | bool:
+    return ~mask if isinstance(mask, Tensor) else not mask
 
 
 def _require_data_axes(run: Run) -> None:

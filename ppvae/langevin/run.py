@@ -31,6 +31,7 @@ class Site(NamedTuple):
         event_dim: How many axes an event has in the model.
         transform: From unconstrained space onto the support; None where that is all of space.
         plates: The model's, innermost first.
+        mask: Where it counts in the model, if not everywhere: booleans, or one for all data.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Site(NamedTuple):
     event_dim: int
     transform: Transform | None
     plates: tuple
+    mask: Tensor | bool | None = None
 
     def constrain(self, u: Tensor) -> Tensor:
         """Return the latent, (..., N, *event), at a flat unconstrained value, (..., N, d)."""
@@ -146,8 +148,9 @@ class Run(Messenger):
             msg["value"] = u if transform is None else transform(u)
         lead = msg["value"].ndim - fn.event_dim
         self.points[name], self.shape = u, msg["value"].shape[:lead]
-        self.sites[name] = Site(name, tuple(u.shape[lead:]), fn.event_dim, transform, plates)
-        log_p = _log_prob(msg, mask)
+        shape = tuple(u.shape[lead:])
+        self.sites[name] = Site(name, shape, fn.event_dim, transform, plates, mask)
+        log_p = _log_prob(msg, None)  # masked, it would be flat, and its chain go anywhere
         if transform is not None:
             log_p = log_p + log_volume(transform, u, msg["value"], lead)
         self.terms[name] = log_p

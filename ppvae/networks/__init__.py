@@ -11,6 +11,7 @@ from ppvae.networks.critics import PatchCritic
 from ppvae.networks.entries import Entries
 from ppvae.networks.flat import Flat
 from ppvae.networks.folded import Folded
+from ppvae.networks.linear import follows, linear_layer
 from ppvae.networks.mlp import MLP, flatten_event
 from ppvae.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from ppvae.networks.resnet import ResNetDecoder, ResNetEncoder
@@ -29,4 +30,6 @@ __all__ = [
     "ResNetEncoder",
     "bounded_exp",
     "flatten_event",
+    "follows",
+    "linear_layer",
 ]

@@ -7,13 +7,36 @@ from functools import cached_property
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppvae.protocols import Batch, Guide, Model, batch_size
-from ppvae.weights import is_delta, latent_sites, per_datum
+from ppvae.pairing import (
+    PairError,
+    Record,
+    describe,
+    evaluating,
+    is_delta,
+    is_deterministic,
+    latent_sites,
+    log_prob_of,
+    per_datum,
+    require_trainable,
+    sample_sites,
+    subsampling,
+    takes_particles,
+)
+from ppvae.protocols import (
+    Batch,
+    Guide,
+    Model,
+    batch_size,
+    forked_streams,
+    module_of,
+    rows_of,
+)
 
 __all__ = ["Objective", "Terms"]
 
@@ -38,6 +61,17 @@ class Terms:
         )
 
     @cached_property
+    def log_factor(self) -> Tensor:
+        """What factors say: they tilt the prior, and belong to no latent."""
+        return self._sum(self.model_trace, site_is_factor)
+
+    @cached_property
+    def stands_for(self) -> float:
+        """How many data each datum stands for: N / B under a subsampled plate, else 1."""
+        sites = sample_sites(self.model_trace).values()
+        return max((subsampling(site) for site in sites), default=1.0)
+
+    @cached_property
     def log_prior(self) -> Tensor:
         """Ln p(z): the latent sites, with factors, which tilt the prior."""
         return self._sum(self.model_trace, _of_prior)
@@ -53,7 +87,11 @@ class Terms:
         return self.log_likelihood + self.log_prior - self.log_guide
 
     def kl(self, *, analytic: bool) -> Tensor:
-        """KL(q(z|x) || p(z)): in closed form if one is registered and asked for, or by draws."""
+        """KL(q(z|x) || p(z)): in closed form if one is registered and asked for, or by draws.
+
+        A latent that the guide draws before one on which the model lets it depend has a KL of its
+        own, but that is no term of the KL of all: it goes by draws.
+        """
         closed = self._closed_forms() if analytic else {}
         drawn = self._sum(self.guide_trace, lambda site: site["name"] not in closed)
         prior = self._sum(
@@ -64,12 +102,16 @@ class Terms:
     def _closed_forms(self) -> dict[str, Tensor]:
         """The KL of each latent for which one is registered, (K, N)."""
         closed = {}
+        order = {name: place for place, name in enumerate(latent_sites(self.guide_trace))}
+        latest = -1  # the place in the guide of what the model has drawn so far
         for name, site in latent_sites(self.model_trace).items():
             q = self.guide_trace.nodes[name]
-            if is_delta(q["fn"]):  # Pyro's KL to it leaves out the Jacobian of a transport
+            early, latest = order[name] < latest, max(order[name], latest)
+            if early or is_delta(q["fn"]):  # whose KL leaves out the Jacobian of a transport
                 continue
             try:
-                kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"])
+                kl = kl_divergence(q["fn"], site["fn"])
+                kl = scale_and_mask(kl, q["scale"] / subsampling(q), q["mask"])
             except NotImplementedError:
                 continue
             closed[name] = per_datum(name, kl, self.shape)
@@ -83,14 +125,14 @@ class Terms:
             if site["type"] == "sample":
                 term = site["score_parts"].score_function
                 if not is_identically_zero(term):
-                    total = total + per_datum(name, term, self.shape)
+                    total = total + per_datum(name, term / subsampling(site), self.shape)
         return total
 
     def _sum(self, trace: Trace, wanted: Callable[[dict], bool]) -> Tensor:
         terms = [
-            per_datum(name, site["log_prob"], self.shape)
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and wanted(site)
+            per_datum(name, log_prob_of(site), self.shape)
+            for name, site in sample_sites(trace).items()
+            if not is_deterministic(site) and wanted(site)
         ]
         return sum(terms, start=self._nothing).expand(self.shape)
 
@@ -133,6 +175,7 @@ class Objective(nn.Module, Trace_ELBO):
             self, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True
         )
         self.record: dict[str, Tensor] = {}
+        self._looked_at: tuple[int, ...] = ()  # the sides of the last pair that was looked at
 
     __call__ = ELBO.__call__  # like any Pyro ELBO: `BetaELBO()(model, guide)` is a module
 
@@ -149,6 +192,7 @@ class Objective(nn.Module, Trace_ELBO):
 
     def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
         """Return the loss summed over the batch, 0-d, to call backward on."""
+        self._look(model, guide, batch)
         model_trace, guide_trace = self._traces(model, guide, batch)
         terms = Terms(
             model_trace, guide_trace, torch.Size((self.num_particles, batch_size(batch)))
@@ -172,7 +216,37 @@ class Objective(nn.Module, Trace_ELBO):
         if isinstance(terms.score, Tensor):
             score = terms.score.sum(0)  # (N,)
             total = total + ((score - score.detach()) * (value + whole).detach()).sum()
-        return -total
+        return -total * terms.stands_for
+
+    def _look(self, model: Model, guide: Guide, batch: Batch) -> None:
+        """Refuse once, while Pyro validates, a pair of which this would be no objective.
+
+        Raises:
+            PairError: Naming site and mend; where several particles go another way than one, the
+                network's.
+        """
+        sides = [module_of(side) or side for side in (model, guide)]
+        if not is_validation_enabled() or self._looked_at == (known := tuple(map(id, sides))):
+            return
+        with evaluating(model, guide), forked_streams():
+            try:
+                record = describe(model, guide, batch)
+            except PairError:  # the loss says so, in its own words
+                return
+            require_trainable(record, enumerating=False)
+            self._require_sites(record)
+            few = rows_of(batch, 0, 4) if not (record.joint or record.autoguide) else batch
+            if self.num_particles > 1 and not takes_particles(model, guide, few, -2):
+                raise PairError(
+                    f"{type(self).__name__}(num_particles={self.num_particles}) draws particles "
+                    "(K, N, ...) at once, which a network of this pair takes for something else "
+                    "than one after the other, as Flatten, BatchNorm1d or softmax(dim=1) do: "
+                    "write it for any leading axes (dim=-1), or wrap it in networks.Folded"
+                )
+        self._looked_at = known
+
+    def _require_sites(self, record: Record) -> None:
+        """Raise if the objective would leave out a site of the pair."""
 
     def _traces(self, model: Model, guide: Guide, batch: Batch) -> tuple[Trace, Trace]:
         return next(self._get_traces(model, guide, (batch,), {}))

@@ -87,8 +87,8 @@ class BetaELBO(Objective):
         return -self.beta * kl
 
     def _free_kl(self, terms: Terms) -> Tensor:
-        """Return sum_d max(lambda, mean_n KL_nd), 0-d."""
-        total = terms.log_likelihood.new_zeros(())
+        """Return sum_d max(lambda, mean_n KL_nd), less what factors say, 0-d."""
+        total = -terms.log_factor.mean()
         for name, site in latent_sites(terms.model_trace).items():
             q = terms.guide_trace.nodes[name]
             kl = kl_per_coordinate(q["fn"], site["fn"])  # (..., N, D)

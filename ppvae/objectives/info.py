@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ppvae.divergences import Critic, mmd
 from ppvae.objectives.beta import PenalizedELBO
+from ppvae.objectives.mixture import require_alone
+from ppvae.pairing import Record
 from ppvae.weights import latent_sites
 
 __all__ = ["InfoELBO"]
@@ -78,6 +80,11 @@ class InfoELBO(PenalizedELBO):
             )
         terms = {"aggregate": _Aggregate(divergence, weight, site)} if weight else {}
         super().__init__(beta=1.0 - alpha, **terms, **kwargs)
+        self.site = site
+
+    def _require_sites(self, record: Record) -> None:
+        if self.without_kl:
+            require_alone(self, self.site, record)
 
 
 class _Aggregate(nn.Module):

@@ -4,22 +4,23 @@ from collections.abc import Callable
 
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from ppvae.divergences import kl_per_coordinate
 from ppvae.likelihoods import Normal
+from ppvae.networks import follows, linear_layer
 from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import BetaELBO
-from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
-from ppvae.weights import latent_sites
+from ppvae.protocols import Batch, Guide, Model, batch_size, forked_streams, module_of, rows_of
+from ppvae.weights import latent_sites, particles
+from ppvae.weights.traces import sample_sites
 
 __all__ = ["LinearELBO"]
-
-SHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)  # what may stand beside the decoder's matrix
 
 
 class LinearELBO(BetaELBO):
@@ -62,10 +63,12 @@ class LinearELBO(BetaELBO):
 
     def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
         """Return the loss summed over the batch, 0-d, to call backward on."""
-        matrix, likelihood = _matrix(module_of(model)), _likelihood(module_of(model))
+        layer, likelihood = _layer(module_of(model)), _likelihood(module_of(model))
+        if is_validation_enabled():  # it reads numbers
+            _require_linear(model, batch, layer, likelihood)
         traces = self._traces(model, guide, batch)
         variance = _moment(_factorized(*traces), "variance")  # (N, D)
-        excess = variance @ (matrix / likelihood.scale).square().sum(0) / 2  # (N,)
+        excess = variance @ (layer.weight / likelihood.scale).square().sum(0) / 2  # (N,)
         terms = _Expected(*traces, excess, torch.Size((1, batch_size(batch))))
         return self._loss(terms)
 
@@ -133,19 +136,47 @@ def _factorized(model_trace: Trace, guide_trace: Trace) -> Distribution:
     return q
 
 
-def _matrix(model: nn.Module | None) -> Tensor:
-    """Return the decoder's matrix (M, D)."""
-    decoder = getattr(model, "decoder", None)
-    inner = decoder.modules() if isinstance(decoder, nn.Module) else ()
-    parts = [part for part in inner if not any(part.children())]
-    layers = [part for part in parts if not isinstance(part, SHAPES)]
-    if [type(layer) for layer in layers] != [nn.Linear]:
-        found = ", ".join(type(layer).__name__ for layer in layers)
+def _layer(model: nn.Module | None) -> nn.Linear:
+    """Return the decoder's one layer, (M, D)."""
+    layer = linear_layer(getattr(model, "decoder", None))
+    if isinstance(layer, str):
         raise TypeError(
             f"LinearELBO needs a linear decoder, one nn.Linear, but the {type(model).__name__}'s "
-            f"is {found or 'missing'}: use BetaELBO, which draws"
+            f"is {layer}: use BetaELBO, which draws"
         )
-    return layers[0].weight
+    return layer
+
+
+def _require_linear(model: Model, batch: Batch, layer: nn.Linear, likelihood: Normal) -> None:
+    """Raise if the model's mean of x is not the layer of z, or its scale not the likelihood's."""
+
+    def mean(z: Tensor) -> Tensor:
+        law = _law(model, rows_of(batch, 0, 1), z)
+        base = law.base_dist if isinstance(law, Independent) else law
+        normal = isinstance(base, torch.distributions.Normal)
+        return base.loc if normal and (base.scale == likelihood.scale).all() else z.new_empty(0)
+
+    if not follows(mean, layer):
+        raise TypeError(
+            f"LinearELBO needs p(x|z) = N(x; W z + b, s^2) of the decoder's one nn.Linear and the "
+            f"likelihood's one scale, but the {type(model).__name__} has another mean or scale at "
+            "random z, where something in a forward bends it: use BetaELBO, which draws"
+        )
+
+
+def _law(model: Model, datum: Batch, z: Tensor) -> Distribution:
+    """Return p(x|z) of a model's one observed site, at latents (P, D)."""
+    drawn = poutine.condition(particles(model, len(z)), data={"z": z.unsqueeze(1)})
+    with forked_streams(), poutine.block():
+        trace = prune_subsample_sites(poutine.trace(drawn).get_trace(datum))
+    sites = sample_sites(trace).items()
+    laws = {n: site["fn"] for n, site in sites if n != "z" and not site_is_factor(site)}
+    if len(laws) != 1:
+        raise TypeError(
+            f"LinearELBO needs one site beside 'z', but the {type(model).__name__} has "
+            f"{sorted(laws)}: use BetaELBO, which draws"
+        )
+    return next(iter(laws.values()))
 
 
 def _likelihood(model: nn.Module) -> Normal:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import BetaELBO, Schedule
 from ppvae.objectives.subsets import Subsets, bernoulli_subsets, uniform_size_subsets
+from ppvae.pairing import PairError, Record
 from ppvae.protocols import (
     Batch,
     Guide,
@@ -110,6 +111,7 @@ class MaskedELBO(BetaELBO):
 
     def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
         """Return the loss summed over the batch, 0-d, to call backward on."""
+        self._look(model, guide, batch)
         view = _view(guide, batch)
         draw = partial(self._draw, model, guide, view)
         whole = draw(view.seen) if self.bound in ("masked", "tc") else None
@@ -120,6 +122,14 @@ class MaskedELBO(BetaELBO):
         }
         total = torch.stack([value for value, _ in values])  # (L, N)
         return -(total.sum() if self.bound == "marginal" else total.mean(0).sum())
+
+    def _require_sites(self, record: Record) -> None:
+        if record.full_size != record.size:
+            raise PairError(
+                f'MaskedELBO takes each datum for itself, but plate "data" stands for '
+                f"{record.full_size}, of which the batch has {record.size}: take the plate's size "
+                "from the batch"
+            )
 
     def _value(
         self, subset: Tensor, whole: "_Draw | None", draw: Callable, view: "_View"

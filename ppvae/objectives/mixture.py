@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.divergences.normals import prior_moments
 from ppvae.objectives.beta import PenalizedELBO, Penalty
+from ppvae.pairing import PairError, Record
 from ppvae.weights import is_delta, refuse_weightless
 
 __all__ = ["MixtureELBO", "individual_penalty", "population_penalty"]
@@ -81,6 +82,26 @@ class MixtureELBO(PenalizedELBO):
         if individual != 0:
             terms["individual"] = individual_penalty(individual, site=site)
         super().__init__(beta=0.0, **terms, **kwargs)
+        self.site = site
+
+    def _require_sites(self, record: Record) -> None:
+        require_alone(self, self.site, record)
+
+
+def require_alone(loss: PenalizedELBO, site: str, record: Record) -> None:
+    """Raise if a loss without a KL per datum meets latents or factors that it leaves out.
+
+    Raises:
+        PairError: If so, naming them.
+    """
+    others = [name for name in record.latents if name != site]
+    factors = list(record.of("model", "factor")) if not record.constant_factors else []
+    if site in record.latents and (others or factors):
+        raise PairError(
+            f"{type(loss).__name__} regularizes site {site!r} alone, without a KL per datum, and "
+            f"would leave {', '.join(map(repr, others + factors))} out of the loss: add the "
+            "penalties to PenalizedELBO(beta=1.0, ...), whose KL has all sites"
+        )
 
 
 def population_penalty(

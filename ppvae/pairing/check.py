@@ -237,6 +237,8 @@ def _base(p: torch.distributions.Distribution) -> torch.distributions.Distributi
 def _check_observed(name: str, site: dict) -> None:
     value, fn = site["value"], site["fn"]
     expected = fn.batch_shape + fn.event_shape
+    if any(frame.size == -1 for frame in site["cond_indep_stack"]):  # it takes what there is
+        expected = torch.broadcast_shapes(expected, value.shape)
     if value.shape != expected:
         raise PairError(
             f"site {name!r}: the likelihood has shape {tuple(expected)}, but the data "

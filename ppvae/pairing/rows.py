@@ -4,6 +4,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppvae.pairing.particles import log_prob
@@ -124,6 +125,7 @@ def _ordered(model: Model, guide: Guide, batch: Batch, record: Record) -> str:
 def _score(model: Model, drawn: Trace, batch: Batch) -> Tensor | None:
     try:
         trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+        trace = prune_subsample_sites(trace)
         for name, site in sample_sites(trace).items():
             if not is_deterministic(site) and not site["is_observed"] and name not in drawn.nodes:
                 return None

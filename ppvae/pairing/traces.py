@@ -79,7 +79,8 @@ def trace_pair(
         except ValueError as error:
             model_trace = _without_leaks(replayed, batch, error)
         if enumerated_sites(model_trace, guide_trace):
-            model_trace = collapsed(replayed, batch, model_trace)
+            under = particles(model, num_particles, dim)
+            model_trace = collapsed(under, guide_trace, batch, model_trace)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 

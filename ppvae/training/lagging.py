@@ -10,14 +10,33 @@ import torch
 from torch import Tensor
 
 from ppvae.diagnostics import mutual_information
-from ppvae.protocols import Batch, Guide, Model, forked_streams, map_batch
+from ppvae.protocols import (
+    Batch,
+    Guide,
+    Model,
+    batch_size,
+    forked_streams,
+    leaves,
+    map_batch,
+)
 from ppvae.training.batches import Batches
 from ppvae.training.svi import SVI, Loss
 
 if TYPE_CHECKING:
     from ppvae.training.history import History
 
-__all__ = ["LaggingSVI"]
+__all__ = ["LaggingSVI", "observed_scalars"]
+
+
+def observed_scalars(batch: Batch) -> Tensor:
+    """Return how many scalars a batch holds, 0-d: without NaN, and without the 0 that pads tokens.
+
+    Example:
+        >>> observed_scalars({"a": torch.tensor([1.0, torch.nan]), "b": torch.tensor([[3, 1, 0]])})
+        tensor(3)
+    """
+    counts = [(~x.isnan() if x.is_floating_point() else x != 0) for x in leaves(batch).values()]
+    return sum(count.sum() for count in counts)
 
 
 class LaggingSVI(SVI):
@@ -25,7 +44,8 @@ class LaggingSVI(SVI):
 
         while I_q(x; z) on held-out data rises from epoch to epoch:
             phi <- phi - grad loss, over and over, on batches of its own, until
-                   the mean loss of `window` batches is not below that of the window before
+                   the loss of `window` batches per observed scalar is not below that of the
+                   window before
             theta <- theta - grad loss, on the step's batch
         afterwards: (theta, phi) together, as `SVI`
 
@@ -44,6 +64,9 @@ class LaggingSVI(SVI):
         held_out: What the mutual information is of, (N, ...); at most ln N can be seen, and N^2
             densities are computed, each epoch.
         window: How many inner steps are averaged.
+        size: How much a batch holds, a number or a 0-d tensor: what losses are compared per. By
+            default the scalars it observes, so that batches of long and of short sentences, or of
+            many and of few modalities, compare.
         most: The most inner steps before one of the model's.
         **kwargs: As in `SVI`.
 
@@ -81,6 +104,7 @@ class LaggingSVI(SVI):
         held_out: Batch,
         window: int = 10,
         most: int = 100,
+        size: Callable[[Batch], Tensor | float] = observed_scalars,
         callbacks: Sequence[Callable] = (),
         **kwargs,
     ) -> None:
@@ -90,7 +114,7 @@ class LaggingSVI(SVI):
                 f"window must be at least 1 and at most `most`, but window={window}, most={most}"
             )
         self.inner = _Inner(inner)
-        self.held_out, self.window, self.most = held_out, window, most
+        self.held_out, self.window, self.most, self.size = held_out, window, most, size
 
     @property
     def aggressive(self) -> bool:
@@ -128,8 +152,9 @@ class LaggingSVI(SVI):
         before = torch.inf
         with self._held("model."):
             for _ in range(self.most // self.window):
-                losses = [self._descend(self._moved(next(self.inner))) for _ in range(self.window)]
-                mean = float(torch.stack(losses).mean())
+                batches = [self._moved(next(self.inner)) for _ in range(self.window)]
+                total = sum(batch_size(batch) * self._descend(batch) for batch in batches)
+                mean = float(total / sum(self.size(batch) for batch in batches))
                 if not mean < before:
                     return
                 before = mean
