@@ -58,6 +58,7 @@ OF_DATA = {  # twists that need a latent per datum
     *("plate of another name", "guide subsamples", "axis of the model"),
 }
 OF_TWO = {"missing", "enumerated"}  # and those that need two
+SUBSAMPLED = {"model subsamples", "guide subsamples", "rows by index"}
 ORDERS = ("forward", "backward", "chain", "upward")
 
 
@@ -261,7 +262,7 @@ def stories(draw, twist="none"):
     )
     if twist != "none":  # one thing at a time
         flavors, masks = flavors - {"table", "transport"}, ["none"]
-        plate = {"model subsamples": "drawn", "guide subsamples": "drawn"}.get(twist, "whole")
+        plate = "drawn" if twist in SUBSAMPLED else "whole"
     return Story(
         families=tuple(families),
         likelihood=draw(st.sampled_from(["normal", "bernoulli", "poisson"])),
