@@ -9,25 +9,40 @@ The shape contract, relied on by every objective and diagnostic:
 1. All sites live in `pyro.plate("data", N, dim=-1)`. Whatever else a site has is declared by
    `.to_event(...)`, so its log probability is `(N,)`, or `(K, N)` under K particles.
 2. Particles are a plate at `dim=-2` which the objective opens. Networks therefore see
-   `(K, N, ...)` and must accept any number of leading dimensions.
-3. Latent sites have the same names, event shapes and supports in model and guide. A site that only
-   the guide needs is marked `infer={"is_auxiliary": True}`.
-4. A guide site without a usable density is a `Delta`, or says why in
+   `(K, N, ...)` and should accept any number of leading dimensions; those that do not are weighed
+   one particle at a time, and `networks.Folded` makes them do.
+3. Latent sites have the same names, event shapes, supports, masks and scales in model and guide.
+   A latent of the model that the guide lacks is marked `infer={"enumerate": "parallel"}`, and then
+   summed out exactly. The model observes something, the guide nothing; `pyro.deterministic` is
+   neither. A draw that only the guide needs is marked `infer={"is_auxiliary": True}`, and a `Delta`
+   brings it onto a latent one to one: its density is the latent's. Other draws on the way belong
+   into the model, too, by a law that takes them back.
+4. Only plate "data" may be subsampled, to as many rows as the batch has:
+   `pyro.plate("data", size, subsample_size=len(batch))`. Its factor N / B is undone where a datum
+   has weights of its own; `poutine.scale` makes a density another function, and is refused. A guide
+   may say `len(batch)` for the plate's size all the same.
+5. A guide site without a usable density is a `Delta`, or says why in
    `infer={"weightless": "..."}`; importance weights then do not exist and `log_weights` refuses.
    The draws of a site so marked may leave the prior's support; `infer={"relaxed": True}` says that
    they do in training, though not in evaluation. A site whose density depends on random numbers
    drawn on the way says so in `infer={"conditional": "..."}`: it has weights, but no density at
    given points. A weightless site that stands for draws of the posterior, with which the ELBO is
    Q = E[log p(x, z)] and bounds nothing, adds `infer={"q_function": True}`: histories then have
-   `q` where others have an ELBO, and no epoch is chosen by it.
-5. A model whose prior is made of the batch says so in words, in its attribute `reads_data`: its
-   weights bound no evidence, and `evidence` refuses them.
-6. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
+   `q` where others have an ELBO, and no epoch is chosen by it. `ppvae.pairing.Mark` reads them.
+6. A model whose prior is made of the batch says so in words, in its attribute `reads_data`: its
+   weights bound no evidence, and `evidence` refuses them. One whose density does not integrate to
+   one says `unnormalized`, or has a `pyro.factor` of its latents: its evidence lacks ln Z.
+7. Parameters and buffers hold everything that must move, save or load. Losses are in nats.
+8. Rows are exchangeable. What keeps their place, a parameter of each datum or a model of time,
+   takes all data at once, and is then never shuffled.
 
-Pairs of Pyro's own kind (autoguides, PyroModules, latents that all data share) are served too. A
-latent outside of the data plate belongs to all data at once, and so do the weights of its pair:
-`log_weights`. What takes one batch takes a mapping where a model has several inputs:
-`model({"x": x, "y": y})`.
+Pairs of Pyro's own kind (autoguides, PyroModules, methods of one module, latents that all data
+share) are served too. A latent outside of the data plate belongs to all data at once, and so do
+the weights of its pair: `log_weights`. What takes one batch takes a mapping where a model has
+several inputs: `model({"x": x, "y": y})`; None is an entry that is not known.
+
+`ppvae.pairing` holds a pair to this, once and everywhere: `check_pair`, losses, weights and trees
+are readings of one record of it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping

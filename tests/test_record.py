@@ -117,12 +117,11 @@ def test_a_latent_that_the_guide_lacks_is_refused():
 
     def deeper(x):
         with plate(x):
-            pyro.sample("w", dist.Gamma(2.0, 1.0))
-        model(x)
+            w = pyro.sample("w", dist.Gamma(2.0, 1.0))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", dist.Normal(z, w.unsqueeze(-1)).to_event(1), obs=x)
 
-    refused(
-        r"site 'w': the model samples it, but the guide, with \['z'\], does not", deeper, guide
-    )
+    refused(r"site 'w': the model samples it, but the guide, with \['z'\], does", deeper, guide)
     with pytest.raises(PairError, match="site 'w'"):
         IWELBO(3).loss(deeper, guide, X)
     with pytest.raises(PairError, match="site 'w'"):

@@ -33,6 +33,7 @@ class Evidence:
         num_particles: K.
         bias: How far the estimate lies below ln p(x) on average, (N,): noisy, for sums over data.
         variance: That of the estimate, (N,), likewise.
+        note: What it lacks, where the model is unnormalized.
     """
 
     log_evidence: Tensor
@@ -40,6 +41,7 @@ class Evidence:
     num_particles: int
     bias: Tensor
     variance: Tensor
+    note: str = ""
 
     @property
     def mean(self) -> float:
@@ -71,7 +73,8 @@ class Evidence:
         return data_error(self.log_evidence, self.bias)
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} +- {self.mean_standard_error:.4f} nats (K = {self.num_particles})"
+        said = f"{self.mean:.4f} +- {self.mean_standard_error:.4f} nats (K = {self.num_particles})"
+        return f"{said}, without ln Z: {self.note}" if self.note else said
 
 
 def data_error(values: Tensor, bias: Tensor | None = None) -> float:
@@ -127,7 +130,8 @@ def evidence(log_w: Tensor) -> Evidence:
     """
     _require_weights(log_w, least=2)
     require_evidence(log_w)
-    log_w = log_w.double()
+    note = getattr(log_w, "note", "")
+    log_w = log_w.as_subclass(Tensor).double()
     estimate = log_mean_exp(log_w)
     with torch.no_grad():
         relative = (log_w - estimate).exp()  # w / mean(w)
@@ -138,7 +142,7 @@ def evidence(log_w: Tensor) -> Evidence:
             k, wider = (torch.cat(parts).to(log_w) for parts in zip(*found, strict=True))
             error, k = torch.maximum(error, wider), shrunk(k, tail_length(len(log_w)))
         bias, variance = halving(log_w, k)
-    return Evidence(estimate, error, len(log_w), bias, variance)
+    return Evidence(estimate, error, len(log_w), bias, variance, note)
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,17 @@ def aggregate_posterior(
         (True, True)
     """
     shape = torch.Size((num_particles, batch_size(batch)))
-    with evaluating(model, guide):
-        model_trace, guide_trace = trace_pair(model, guide, batch, num_particles)
-    refuse_weightless(guide_trace)
-    terms = Terms(model_trace, guide_trace, shape)
+    one = torch.Size((1, shape[1]))
+    with evaluating(model, guide):  # one by one: a network need not take particles
+        runs = [trace_pair(model, guide, batch, dim=None) for _ in range(num_particles)]
+    refuse_weightless(runs[0][1])
+    passes = [Terms(*traces, one) for traces in runs]
     draws = {
-        name: guide_trace.nodes[name]["value"].flatten(0, 1) for name in latent_sites(model_trace)
+        name: torch.cat([guide_trace.nodes[name]["value"] for _, guide_trace in runs])
+        for name in latent_sites(runs[0][0])
     }
-    own, prior = terms.log_guide.flatten(), terms.log_prior.flatten()
+    own = torch.cat([terms.log_guide for terms in passes]).flatten()
+    prior = torch.cat([terms.log_prior for terms in passes]).flatten()
     aggregate = log_mean_exp(pairwise_log_density(guide, batch, draws).T)  # (K N,)
     splits = {
         "kl": own - prior,
@@ -182,16 +185,18 @@ def kl_per_dimension(
         torch.Size([2])
     """
     with evaluating(model, guide):
-        model_trace, guide_trace = trace_pair(model, guide, batch)
+        model_trace, guide_trace = trace_pair(model, guide, batch, dim=None)
         q, p = _latent(guide_trace, site)["fn"], _latent(model_trace, site)["fn"]
         try:
             if all(isinstance(d, torch.distributions.OneHotCategorical) for d in (q, p)):
                 share = q.probs * (q.logits - p.logits) - q.probs + p.probs
                 return share.flatten(0, -2).mean(0)
+            if q.event_shape == () and not is_delta(q):  # one number for each datum
+                return torch.distributions.kl_divergence(q, p).mean().reshape(1)
             if is_delta(q):  # its density is that of an auxiliary site
                 raise TypeError
             return kl_per_coordinate(q, p).flatten(0, -2).mean(0)
-        except TypeError:
+        except (TypeError, NotImplementedError):
             base = p.base_dist if isinstance(p, torch.distributions.Independent) else p
             if not isinstance(base, torch.distributions.Normal):
                 raise ValueError(
@@ -199,7 +204,7 @@ def kl_per_dimension(
                     f"guide under a {type(base).__name__} prior: only its sum is known"
                 ) from None
         parts = map_site(
-            lambda found: _moments(found["value"]),
+            lambda found: _moments(_with_axis(found["value"])),
             guide,
             batch,
             num_particles=num_particles,
@@ -317,7 +322,7 @@ def posterior_moments(
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
     moments = map_site(
-        lambda found: torch.var_mean(found["value"], dim=0),
+        lambda found: torch.var_mean(_with_axis(found["value"]), dim=0),
         guide,
         batch,
         num_particles=num_particles,
@@ -326,6 +331,11 @@ def posterior_moments(
     )
     variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
     return mean, variance
+
+
+def _with_axis(value: Tensor) -> Tensor:
+    """Return draws (K, N, D): one number for each datum has D = 1."""
+    return value.unsqueeze(-1) if value.ndim == 2 else value
 
 
 def map_site[Result](
