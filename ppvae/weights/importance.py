@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppvae.protocols import Batch, Guide, Model, batch_size, rows_of
 from ppvae.weights.plan import Plan, joint_weights, plan_of
+from ppvae.weights.precision import require_precision
 from ppvae.weights.traces import (
     Pair,
     WeightlessError,
@@ -173,6 +174,7 @@ def weigh(traces: Pair, shape: tuple[int, int], plan: Plan) -> Tensor:
         ValueError: If a site breaks the shape contract.
     """
     refuse_weightless(traces[1], plan.points)
+    require_precision(*traces)
     if plan.joint:
         return joint_weights(traces, shape[0], plan.dim)[:, None]
     log_p, log_q = (_log_prob(trace, torch.Size(shape)) for trace in traces)
@@ -211,6 +213,7 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
         )
     refuse_weightless(trace)
     trace.compute_log_prob()
+    require_precision(trace)
     return _log_prob(trace, shape)
 
 
