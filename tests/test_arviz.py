@@ -462,3 +462,21 @@ def test_an_empty_batch_is_refused():
     model, guide, x = linear_gaussian()
     with pytest.raises(ValueError, match="the batch is empty"):
         from_pyro_svi(model, guide, x[:0])
+
+
+def test_a_mapping_that_a_model_reshapes_keeps_its_numbers():
+    """Holes are those of a leaf of the site's own shape; another is not laid over it."""
+
+    def model(batch):
+        x = batch["x"].flatten(1)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.repeat_interleave(2, -1), 1.0).to_event(1), obs=x)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch["x"]), dim=-1):
+            pyro.sample("z", dist.Normal(batch["x"].new_zeros(2), 1.0).to_event(1))
+
+    x = torch.arange(12.0).reshape(3, 2, 2)
+    tree = from_pyro_svi(model, guide, {"x": x}, draws=5)
+    assert tree.observed_data["x"].values.tolist() == x.flatten(1).tolist()

@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim import SGD
 from zoo import GOALS, PAIRS, crossed, named
 
-from ppvae import SVI
+from ppvae import SVI, log_weights
 from ppvae.objectives import BetaELBO
 from ppvae.protocols import map_batch
-from ppvae.weights import evaluating, plan_of, trace_pair, weigh
+from ppvae.weights import evaluating, pairwise_log_density, plan_of, trace_pair, weigh
 
 META = torch.device("meta")
 SHARE = 8  # of the combinations, one in so many runs by default
@@ -60,6 +60,38 @@ def test_log_weights_stay_on_the_device(pair):
         log_w = weigh(trace_pair(model, guide, batch, 3, dim=plan.dim), (3, 5), plan)
     assert log_w.shape == (3, 5)
     assert log_w.device == META
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["vae-normal", "vae-flow", "multimodal-poe", "sentence-gru"])
+def test_half_precision_is_not_weighed(name, dtype):
+    """It would lose nats in silence; double precision is as right as single."""
+    pair = next(pair for pair in PAIRS if pair.name == name)
+
+    def cast(to):
+        parts = [part.to(to) for part in pair.make()]
+        batch = map_batch(lambda x: x.to(to) if x.is_floating_point() else x, pair.batch)
+        return *parts, batch
+
+    with pytest.raises(ValueError, match=rf"scores in {dtype}, .*model.float\(\)"):
+        log_weights(*cast(dtype), 4)
+    with pytest.raises(ValueError, match=f"scores in {dtype}"):
+        _, guide, batch = cast(dtype)
+        pairwise_log_density(guide, batch, {"z": torch.zeros(3, 2, dtype=dtype)})
+    assert log_weights(*cast(torch.float64), 4).dtype == torch.float64
+
+
+def test_half_precision_by_autocast_is_not_weighed():
+    """Modules in single precision, layers in half."""
+    pair = next(pair for pair in PAIRS if pair.name == "vae-normal")
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="outside of autocast"),
+    ):
+        log_weights(*pair.make(), pair.batch, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

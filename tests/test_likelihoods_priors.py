@@ -13,7 +13,15 @@ from pyro import poutine
 from torch import nn
 from zoo import GUIDES, LearnedPrior, binary, counts, real, student, train, vae
 
-from ppvae.likelihoods import Laplace, Normal, bernoulli, likelihood_head, poisson
+from ppvae.likelihoods import (
+    Laplace,
+    Normal,
+    bernoulli,
+    likelihood_head,
+    neutral,
+    one_hot,
+    poisson,
+)
 from ppvae.models import VAE
 from ppvae.networks import MLP
 from ppvae.objectives import BetaELBO
@@ -221,3 +229,22 @@ def test_a_learned_prior_learns():
     assert model.prior.loc.tolist() == pytest.approx([3.0, 3.0], abs=0.1)
     scale = nn.functional.softplus(guide.head.bias[2:]) + 1e-4
     torch.testing.assert_close(model.prior.log_scale.exp(), scale, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("p", "value"),
+    [
+        (one_hot(torch.zeros(2, 3)), [1.0, 0.0, 0.0]),
+        (one_hot(torch.zeros(2, 1)), [1.0]),
+        (bernoulli(torch.zeros(2, 3)).to_event(1), [0.0, 0.0, 0.0]),
+        (poisson(torch.zeros(2, 2)).to_event(1), [0.0, 0.0]),
+        (dist.Beta(torch.ones(2, 2), 1.0).to_event(1), [0.5, 0.5]),
+    ],
+    ids=["labels", "one-label", "bits", "counts", "shares"],
+)
+def test_what_stands_for_missing_data_can_be_scored(p, value):
+    """A value of the support, whose log probability is finite."""
+    found = neutral(p, torch.empty((), dtype=torch.float64))
+    assert found.dtype == torch.float64
+    assert found.tolist() == value
+    assert p.log_prob(found.float()).isfinite().all()

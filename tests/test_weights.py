@@ -14,6 +14,7 @@ from ppvae import WeightlessError, log_weights
 from ppvae.guides import Exact
 from ppvae.networks import MLP
 from ppvae.weights import (
+    elbo_per_datum,
     evaluating,
     latent_sites,
     pairwise_log_density,
@@ -201,3 +202,24 @@ def test_the_traces_are_without_plates():
     for trace in traces:
         assert "data" not in trace.nodes
     assert "x" in traces[0].nodes and "x" not in traces[1].nodes
+
+
+def test_the_elbo_per_datum_is_a_mean_over_data():
+    """Of an exact guide: the mean of ln p(x_n), whatever N; where data share z: of ln p(x) / N."""
+    model, x = linear().double(), real(5, 3).double()
+    found = elbo_per_datum(model, Exact(model), x, 3)
+    torch.testing.assert_close(found, model.log_evidence(x).detach().mean())
+
+    def shared(batch):
+        z = pyro.sample("z", dist.Normal(batch.new_zeros(()), 1.0))
+        with pyro.plate("data", len(batch), dim=-1):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=batch)
+
+    def posterior(batch):
+        precision = batch.new_tensor(1.0 + len(batch))
+        pyro.sample("z", dist.Normal(batch.sum() / precision, precision.rsqrt()))
+
+    y = real(4).double()
+    ones = torch.ones(4, 4, dtype=torch.float64)
+    exact = dist.MultivariateNormal(torch.zeros(4).double(), ones + torch.eye(4)).log_prob(y)
+    torch.testing.assert_close(elbo_per_datum(shared, posterior, y, 3), exact / 4)

@@ -139,15 +139,39 @@ def test_the_pair_moves(pair):
         assert {s["log_prob"].dtype for s in sites} == {torch.float64}
 
 
+def floor_of(guide):
+    """Return the smallest scale or radius that a guide says its draws have, or None."""
+    named = inspect.signature(type(guide).__init__).parameters
+    least = [named[name].default for name in ("min_scale", "min_radius") if name in named]
+    return least[0] if least else None
+
+
+@pytest.mark.parametrize("pair", named(p for p in PAIRS if floor_of(p.make()[1])))
+def test_no_scale_falls_below_the_floor(pair):
+    """However far down the head's outputs are, draws have a density and a spread."""
+    guide = pair.make()[1].double()  # far out, single precision rounds the spread away
+    batch = map_batch(lambda x: x.double() if x.is_floating_point() else x, pair.batch)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.fill_(-50.0 if parameter.ndim == 1 else 0.0)  # biases
+        trace = poutine.trace(pyro.plate("particles", 300, dim=-2)(guide)).get_trace(batch)
+    trace.compute_log_prob()
+    for site in latent_sites(trace).values():
+        assert site["log_prob"].isfinite().all()
+        spread = site["value"].std(0)  # of an Epanechnikov kernel r / sqrt(5)
+        assert (spread > 0.4 * floor_of(guide)).all()
+
+
 # Pairs and objectives
 
 
 @each_cross
 def test_a_gradient_reaches_every_parameter(pair, goal):
-    """By name; without a KL, all but the prior's."""
+    """By name; without a KL, all but the prior's. What is recorded has no gradient."""
     model, guide = pair.make()
     svi = train(model, guide, goal.make())
     svi.step(pair.batch)
+    assert not any(term.requires_grad for term in getattr(svi.loss, "record", {}).values())
     idle = {n for n, p in svi.parameters.items() if p.grad is None or not p.grad.any()}
     prior = {n for n in svi.parameters if not goal.prior and n.startswith("model.prior")}
     assert idle == prior

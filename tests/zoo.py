@@ -68,6 +68,7 @@ class Pair:
     relaxed: bool = False  # in training only: evaluation makes exact, discrete draws
     apart: bool = True  # the guide reads no parameter of the model
     marginal: bool = True  # its density is known at given draws
+    fixed: bool = True  # its supports end where no parameter moves them
     steady: bool = True  # the guide has no dropout, no chain: run twice, it is the same
     factorized: bool = False  # guide and prior factorize, and their KL is registered
     moments: bool = True  # z has a Normal prior, and a posterior with mean and variance
@@ -489,13 +490,21 @@ PAIRS = [
         linear=True,
         relaxed=True,
     ),
-    Pair("vae-epanechnikov", vae, epanechnikov("normal"), batch=binary(5, 8), factorized=True),
+    Pair(
+        "vae-epanechnikov",
+        vae,
+        epanechnikov("normal"),
+        batch=binary(5, 8),
+        factorized=True,
+        fixed=False,
+    ),
     Pair(
         "vae-epanechnikov-box",
         lambda: vae(prior=box(12**0.5)),
         epanechnikov("box"),
         batch=binary(5, 8),
         factorized=True,
+        fixed=False,
         moments=False,
     ),
     Pair("vae-epanechnikov-smooth", vae, epanechnikov("smooth"), batch=binary(5, 8)),
@@ -504,6 +513,7 @@ PAIRS = [
         vae,
         epanechnikov("paper"),
         batch=binary(5, 8),
+        fixed=False,
         density=False,
         unmarked=False,
         moments=False,
@@ -584,9 +594,9 @@ _MOMENTS = ("moments",)
 _REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no importance weights"
 _POOLED = ("pooled",)
 _REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
-_TWICE = ("pathwise", "apart", "steady", "unmarked")
+_TWICE = ("pathwise", "apart", "steady", "unmarked", "fixed")
 _REFUSE_TWICE = (
-    "pathwise gradients|reads log_rate|dropout|run the guide twice|no importance weights"
+    "pathwise gradients|reads log_rate|dropout|run the guide twice|no importance weights|support"
 )
 _REFUSE_SUBSETS = "mapping of modalities|a latent that all modalities share"
 

@@ -10,13 +10,14 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.func import functional_call
 
 from ppvae.objectives.base import Objective, Terms
 from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
 from ppvae.weights import latent_sites, refuse_marked
 
-__all__ = ["IWELBO", "log_mean_exp"]
+__all__ = ["IWELBO", "log_mean_exp", "require_fixed_support"]
 
 
 class IWELBO(Objective):
@@ -36,8 +37,9 @@ class IWELBO(Objective):
 
     Raises:
         ValueError: If `estimator` or `alpha` is unknown, or they do not go together; on the first
-            loss, if "dreg" or "stl" meets a site without pathwise gradients, dropout, or a guide
-            that reads parameters of the model, as `guides.Poisson` does.
+            loss, if "dreg" or "stl" meets a site without pathwise gradients, one whose support
+            moves with its parameters, as `guides.Epanechnikov`'s, dropout, or a guide that reads
+            parameters of the model, as `guides.Poisson` does.
         WeightlessError: On the first loss, if a site of the guide says that it has no weights.
 
     References:
@@ -89,6 +91,7 @@ class IWELBO(Objective):
         wrap = self._vectorized_num_particles
         drawn = poutine.trace(wrap(guide)).get_trace(batch)
         _require_repeatable(drawn)
+        require_fixed_support(drawn, f"estimator={self.estimator!r}", "use estimator='iwae'")
         sites = latent_sites(drawn).values()
         for site in sites:
             site["value"] = site["value"].view_as(site["value"])  # a node of its own, for the hook
@@ -114,6 +117,25 @@ def _require_repeatable(drawn: Trace) -> None:
             raise ValueError(
                 f"estimators 'dreg' and 'stl' run the guide twice, and its density of {name!r} is "
                 f"another then: {reason}. Use estimator='iwae'"
+            )
+
+
+def require_fixed_support(drawn: Trace, what: str, mend: str) -> None:
+    """Raise if the ends of a guide's support move with its parameters.
+
+    There E[d ln q/dz dz/dphi] is not what is left of the gradient, or has an infinite variance: by
+    1 / t at a distance t from an end where q falls to zero as t does.
+    """
+    for name, site in latent_sites(drawn).items():
+        support = site["fn"].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+        if any(isinstance(end, Tensor) and end.requires_grad for end in ends):
+            raise ValueError(
+                f"{what} differentiates ln q along the draws, but the support of the guide's site "
+                f"{name!r} ends where its parameters say, and the gradient has an infinite "
+                f"variance, or a bias, from there: {mend}"
             )
 
 

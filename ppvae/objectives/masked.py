@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import BetaELBO, Schedule
+from ppvae.objectives.importance import require_fixed_support
 from ppvae.objectives.subsets import Subsets, bernoulli_subsets, uniform_size_subsets
 from ppvae.pairing import PairError, Record
 from ppvae.protocols import (
@@ -65,7 +66,8 @@ class MaskedELBO(BetaELBO):
     Raises:
         ValueError: If `mask` or `bound` is unknown, or as in `BetaELBO`; on the first loss, if the
             mask has another shape, a modality is no site of the model or the other way around, or
-            `stl` meets sites without pathwise gradients or a guide wrapped by a handler.
+            `stl` meets sites without pathwise gradients, a support that moves with the guide's
+            parameters, or a guide wrapped by a handler.
         TypeError: On the first loss, if the batch is no mapping of modalities.
         WeightlessError: On the first loss, if the guide has no density.
 
@@ -180,6 +182,7 @@ class MaskedELBO(BetaELBO):
         log_guide = terms.log_guide
         if self.stl and torch.is_grad_enabled():
             _require_pathwise(terms)
+            require_fixed_support(guide_trace, "stl=True", "take stl=False")
             log_guide = _held(guide, partial(_score, self._wrap(fn), terms), args)
         return _Draw(terms, log_guide, _likelihoods(terms, view.batch))
 

@@ -25,6 +25,7 @@ from ppvae.pairing import (
 )
 from ppvae.protocols import Batch, Guide, Model, batch_size, rows_of
 from ppvae.weights.plan import Plan, plan_of, require_all_data
+from ppvae.weights.precision import require_precision
 from ppvae.weights.unbounded import Unbounded, require_evidence
 
 __all__ = ["CHUNK", "elbo_per_datum", "log_weights", "pairwise_log_density", "weigh"]
@@ -187,6 +188,7 @@ def weigh(traces: Pair, shape: tuple[int, int], plan: Plan) -> Tensor:
         ValueError: If a site breaks the shape contract.
     """
     refuse_weightless(traces[1], plan.points)
+    require_precision(*traces)
     if plan.joint:
         return joint_weights(traces, shape[0], plan.dim)[:, None]
     log_p, log_q = (_log_prob(trace, torch.Size(shape)) for trace in traces)
@@ -229,6 +231,7 @@ def _density_at(guide: Guide, batch: Batch, draws: Mapping[str, Tensor]) -> Tens
         )
     refuse_weightless(trace)
     trace.compute_log_prob()
+    require_precision(trace)
     return _log_prob(trace, shape)
 
 
