@@ -73,7 +73,6 @@ from ppvae.diagnostics.uses import (
     semi_supervised_accuracy,
     shattering_dimensionality,
 )
-from ppvae.diagnostics.comparison import compare, tabulate
 from ppvae.diagnostics.verdict import Verdict, judge
 
 __all__ = [
