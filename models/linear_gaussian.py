@@ -35,7 +35,7 @@ class LinearGaussian(nn.Module):
     Example:
         >>> model = LinearGaussian(torch.tensor([[1.0]]))
         >>> model.log_evidence(torch.zeros(1, 1))  # ln N(0; 0, 2)
-        tensor([-1.2655], grad_fn=<SubBackward0>)
+        tensor([-1.2655], grad_fn=<ToCopyBackward0>)
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> None:

@@ -10,6 +10,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppvae.distributions import TokenDecoder, TokenSequence
+from ppvae.distributions.token_sequence import END, PADDING
 from ppvae.priors import Prior, prior_head
 from ppvae.protocols import DATA_PLATE
 
@@ -40,8 +41,8 @@ class Sentence(nn.Module):
 
     Raises:
         ValueError: If the prior's event is not a vector of size D; in the first step, if a batch
-            holds no token ids, ids outside of the vocabulary, an empty sentence, or padding before
-            a token; if a state of another vocabulary is loaded.
+            holds no token ids, ids outside of the vocabulary, an empty sentence, or padding or
+            <eos> before a token; if a state of another vocabulary is loaded.
 
     References:
         Pang et al. (2021), Generative Text Modeling through Short Run Inference, arXiv:2106.02513.
@@ -124,9 +125,9 @@ def _check(batch: Tensor, size: int) -> None:
         raise ValueError(
             f"the sentence at row {rows[0]} of the batch is empty, padding alone: leave it out"
         )
-    gaps = (batch[:, :-1] == 0) & (batch[:, 1:] != 0)
-    if rows := gaps.any(-1).nonzero().flatten().tolist():
-        raise ValueError(
-            f"the sentence at row {rows[0]} of the batch has padding, id 0, before a token: pad "
-            "sentences after their end"
-        )
+    for what, token in (("padding, id 0,", PADDING), ("<eos>, id 1,", END)):
+        if rows := ((batch[:, :-1] == token) & (batch[:, 1:] != 0)).any(-1).nonzero().tolist():
+            raise ValueError(
+                f"the sentence at row {rows[0][0]} of the batch has {what} before a token: end "
+                "sentences once, and pad them after their end"
+            )

@@ -12,15 +12,15 @@ The shape contract, relied on by every objective and diagnostic:
    `(K, N, ...)` and should accept any number of leading dimensions; those that do not are weighed
    one particle at a time, and `networks.Folded` makes them do.
 3. Latent sites have the same names, event shapes, supports, masks and scales in model and guide.
-   A latent of the model that the guide lacks is marked `infer={"enumerate": "parallel"}`, and then
-   summed out exactly. The model observes something, the guide nothing; `pyro.deterministic` is
-   neither. A draw that only the guide needs is marked `infer={"is_auxiliary": True}`, and a `Delta`
-   brings it onto a latent one to one: its density is the latent's. Other draws on the way belong
-   into the model, too, by a law that takes them back.
+   A latent of the model that the guide lacks is marked `infer={"enumerate": "parallel"}`, and
+   then summed out exactly. The model observes something, the guide nothing; `pyro.deterministic`
+   is neither. A draw that only the guide needs is marked `infer={"is_auxiliary": True}`, and a
+   `Delta` brings it onto a latent one to one: its density is the latent's. Other draws on the way
+   belong into the model, too, by a law that takes them back.
 4. Only plate "data" may be subsampled, to as many rows as the batch has:
    `pyro.plate("data", size, subsample_size=len(batch))`. Its factor N / B is undone where a datum
-   has weights of its own; `poutine.scale` makes a density another function, and is refused. A guide
-   may say `len(batch)` for the plate's size all the same.
+   has weights of its own; `poutine.scale` makes a density another function, and is refused. A
+   guide may say `len(batch)` for the plate's size all the same.
 5. A guide site without a usable density is a `Delta`, or says why in
    `infer={"weightless": "..."}`; importance weights then do not exist and `log_weights` refuses.
    The draws of a site so marked may leave the prior's support; `infer={"relaxed": True}` says that

@@ -99,6 +99,25 @@ def test_what_shares_nothing_is_at_chance():
     assert ((found.matrix - 1 / CLASSES).abs() < 4 * error).all()
 
 
+def test_the_commonest_label_gains_nothing_when_balanced():
+    """Most data have it: who always says it is right for them, and 1/C of the time balanced."""
+    batch, labels = labeled(1000)
+    common = torch.where(torch.arange(1000) < 900, torch.zeros_like(labels), labels)
+    batch = {name: one_hot(common, CLASSES).float() for name in batch}
+    constant = dict.fromkeys(JUDGES, lambda x: torch.zeros(len(x)).long())
+    found = coherence(Oracle(), Oracle(), batch, common, constant)
+    assert found.off_diagonal == pytest.approx(0.92)
+    assert found.balanced_off_diagonal == pytest.approx(1 / CLASSES)
+    assert (
+        coherence(Oracle(), Oracle(), batch, common, JUDGES).balanced.tolist() == [[1.0] * 3] * 3
+    )
+    skewed = Oracle({"c": 1})  # c is always wrong; of labels 0 and 3 alone, the mean is over two
+    some = (common == 0) | (common == 3)
+    two = {name: x[some] for name, x in batch.items()}
+    found = coherence(skewed, skewed, two, common[some], JUDGES).balanced
+    assert found.tolist() == [[1, 1, 0]] * 3
+
+
 def test_data_without_the_given_view_are_left_out():
     """A row is of those that have it; the column does not need to be there."""
     batch, labels = labeled(100)

@@ -179,9 +179,7 @@ def test_evidence_by_hand():
     estimate = evidence(torch.tensor([[1.0], [3.0]]).log())
     assert estimate.mean == pytest.approx(math.log(2))
     assert estimate.standard_error.item() == pytest.approx(math.sqrt(2) / math.sqrt(2) / 2)
-    bias = (
-        math.log(2) - math.log(3) / 2
-    )  # of one draw, and as that of two is half as large: of two
+    bias = math.log(2) - math.log(3) / 2  # of one draw; of two half as much
     assert estimate.bias.item() == pytest.approx(bias)
     assert estimate.mean_standard_error == pytest.approx(math.hypot(0.5, bias))
     assert str(estimate).startswith("0.6931 +- 0.5203 nats (K = 2)")

@@ -1,5 +1,6 @@
 """Exact before plausible: bounds, evidence and posteriors against what is known in closed form."""
 
+import copy
 import math
 from functools import partial
 
@@ -15,12 +16,12 @@ from torch.distributions import kl_divergence
 from torch.optim import Adam
 from zoo import GUIDES, linear, particles, real, vae
 
-from ppvae import SVI, log_weights
+from ppvae import SVI, likelihoods, log_weights
 from ppvae.diagnostics import evidence, kl_per_dimension
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.guides import Exact, FullRank, GaussianMixture, Normal
 from ppvae.guides.full_rank import full_rank
-from ppvae.models import LinearGaussian
+from ppvae.models import LinearGaussian, Multimodal
 from ppvae.networks import MLP
 from ppvae.objectives import IWELBO, BetaELBO, PenalizedELBO
 from ppvae.weights import pairwise_log_density
@@ -452,3 +453,43 @@ def test_a_guides_density_is_the_same_at_draws_of_its_own(name):
     trace.compute_log_prob()
     given = pairwise_log_density(guide, DATA.double(), {"z": trace.nodes["z"]["value"].detach()})
     torch.testing.assert_close(given.diagonal(), trace.nodes["z"]["log_prob"].detach())
+
+
+SHARP = [1e-2, 1e-3]
+
+
+@pytest.mark.parametrize("scale", SHARP)
+def test_a_sharp_linear_model_is_exact_in_single_precision(scale):
+    """Evidence and posterior as in double precision, up to the rounding of their own digits."""
+    weight = torch.randn(20, 5)
+    x = torch.randn(30, 5) @ weight.T + scale * torch.randn(30, 20)
+    single = LinearGaussian(weight, scale=scale)
+    double = copy.deepcopy(single).double()
+    found, exact = single.log_evidence(x), double.log_evidence(x.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=2e-7, atol=1e-6)
+    q, p = single.posterior(x), double.posterior(x.double())
+    assert q.mean.dtype == torch.float32
+    assert kl_divergence(_doubled(q), p).max() < 1e-5
+    found.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in single.parameters())
+
+
+@pytest.mark.parametrize("scale", SHARP)
+def test_sharp_linear_modalities_are_exact_in_single_precision(scale):
+    """Likewise, whatever is missing."""
+    decoders = {name: nn.Linear(3, size) for name, size in (("a", 10), ("b", 15))}
+    single = Multimodal(decoders, 3, dict.fromkeys(decoders, likelihoods.Normal(scale)))
+    with torch.no_grad():
+        z = torch.randn(30, 3)
+        batch = {n: d(z) + scale * torch.randn(30, len(d.bias)) for n, d in decoders.items()}
+    batch["a"][:10] = torch.nan
+    double = copy.deepcopy(single).double()
+    twice = {name: x.double() for name, x in batch.items()}
+    found, exact = single.log_evidence(batch), double.log_evidence(twice)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=2e-7, atol=1e-5)
+
+
+def _doubled(q):
+    return dist.MultivariateNormal(q.loc.double(), scale_tril=q.scale_tril.double())

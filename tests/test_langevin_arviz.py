@@ -1,6 +1,7 @@
 """Chains in ArviZ: R-hat, ESS and moments mean something here."""
 
 import arviz as az
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -33,6 +34,21 @@ def test_chains_reach_the_posterior(kernel, draws):
     assert tree["sample_stats/step_size"].shape == (4, draws, 2)
     lp = tree["log_likelihood/x"] + tree["log_prior/z"]
     assert abs(lp - tree["sample_stats/lp"]).max() < 1e-4
+
+
+def test_lp_is_of_what_the_chain_walks_in():
+    """A rate, walked in its logarithm: log p(x, z) + ln z, as its docstring says."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    tree = from_langevin(model, torch.tensor([1.0, 4.0]), draws=20, warmup=20)
+    joint = tree["log_likelihood/x"] + tree["log_prior/z"]
+    jacobian = np.log(tree["posterior/z"])
+    assert abs(joint + jacobian - tree["sample_stats/lp"]).max() < 1e-4
+    assert abs(jacobian).max() > 0.1
 
 
 def test_unadjusted_chains_settle_elsewhere():

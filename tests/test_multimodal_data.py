@@ -1,5 +1,6 @@
 """Multimodal data: generators whose truth is known, six real views, digits over photographs."""
 
+import itertools
 import zipfile
 
 import numpy as np
@@ -315,6 +316,20 @@ def test_the_same_arguments_give_the_same_data(views):
     assert len(made[0].test["m0"]) == 359 and made[0].kind == "modalities"
     few = polymnist(digits=small(50), views=views, count=30)
     assert len(few) == 30 and len(few.test_labels) == 30
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_fewer_data_are_the_first_of_more(translated):
+    """Row by row, image and style: what 30 are trained on is part of what 45, or all, are."""
+    some = [
+        polymnist(digits=small(50), views=2, count=count, translated=translated)
+        for count in (30, 45, None)
+    ]
+    for few, more in itertools.pairwise(some):
+        for name in few.train:
+            assert torch.equal(few.train[name], more.train[name][: len(few)])
+            assert torch.equal(few.test[name], more.test[name][: len(few.test[name])])
+        assert torch.equal(few.train_labels, more.train_labels[: len(few)])
 
 
 def test_embedded_photographs_show_inverted_digits():

@@ -356,6 +356,8 @@ def test_a_pair_learns_its_sentences():
         (torch.tensor([[3, -1, 1]]), "token -1 outside of the vocabulary of 6"),
         (torch.tensor([[3, 1], [0, 0]]), "sentence at row 1 of the batch is empty"),
         (torch.tensor([[3, 1], [0, 1]]), "row 1 of the batch has padding, id 0, before a token"),
+        (torch.tensor([[3, 1], [1, 4]]), "row 1 of the batch has <eos>, id 1, before a token"),
+        (torch.tensor([[3, 4, 1], [3, 1, 1]]), "row 1 of the batch has <eos>, id 1, before a"),
         (torch.rand(2, 3), r"integer token ids \(N, T\), but is \(2, 3\) float32"),
         (torch.ones(2, dtype=torch.long), r"integer token ids \(N, T\), but is \(2,\) int64"),
     ],
@@ -473,3 +475,21 @@ def test_the_released_steps_go_on_where_others_are_refused():
                 svi.step(torch.zeros(4, 3))
         else:
             svi.step(torch.zeros(4, 3))
+
+
+def test_the_support_is_what_can_be_drawn():
+    """Of all sequences of three tokens: nothing after <eos> but padding, and no empty sentence."""
+    decoder = RecurrentDecoder(3, latent_dim=2, embedding_dim=4, hidden=8)
+    p = TokenSequence(decoder, torch.zeros(2), length=3)
+    everything = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    inside = p.support.check(everything)
+    drawn = TokenSequence(decoder, torch.zeros(2000, 2), length=3).sample()
+    assert p.support.check(drawn).all()
+    ended = [[a, b, 1] for a in (2, 3) for b in (2, 3)] + [[a, 1, 0] for a in (2, 3)] + [[1, 0, 0]]
+    whole = p.support.check(torch.tensor(ended))
+    assert whole.all()
+    full = everything[inside & (everything[:, -1] != 0) | inside & (everything == 1).any(-1)]
+    assert p.log_prob(full).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    for bad in ([1, 2, 0], [2, 1, 1], [2, 0, 1], [0, 0, 0], [4, 1, 0]):
+        with pytest.raises(ValueError, match="within the support"):
+            p.log_prob(torch.tensor(bad))

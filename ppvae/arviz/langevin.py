@@ -56,8 +56,11 @@ def from_langevin(
     """Return chains on the posterior of every datum, all walked at once, for ArviZ.
 
         posterior       z_csn, chain c, draw s:  p(z|x_n) but for "ula"
-        sample_stats    acceptance_rate, step_size and lp = log p(x_n, z_csn)
+        sample_stats    acceptance_rate, step_size and lp = log p(x_n, z_csn) + ln |det dz/du|
         log_likelihood  log p(x_n|z_csn), and in log_prior log p(z_csn)
+
+    lp is the density that the chain walks in, over unconstrained u, as Stan and PyMC have it too;
+    log p(x_n, z_csn) itself is the sum of log_likelihood and log_prior.
 
     Chains start at the prior, so that R-hat sees where they fail to meet. Each datum has a step of
     its own, adapted in the warm-up. Modules run in evaluation mode, and are left as they were. Not

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["TokenDecoder", "TokenSequence"]
+__all__ = ["END", "PADDING", "TokenDecoder", "TokenSequence"]
+
+PADDING, END = 0, 1  # token ids after a sentence and at its end, as networks write them
 
 
 class TokenDecoder(Protocol):
@@ -20,6 +22,20 @@ class TokenDecoder(Protocol):
 
     def generate(self, z: Tensor, max_length: int, /) -> Tensor:
         """Draw tokens, (..., max_length), padding after the end."""
+
+
+class _Sentences(constraints.Constraint):
+    """Token ids with nothing but padding after <eos> or padding, and a token at the start."""
+
+    is_discrete, event_dim = True, 1
+
+    def __init__(self, size: int) -> None:
+        self.ids = constraints.integer_interval(0, size)
+
+    def check(self, value: Tensor) -> Tensor:
+        over = (value[..., :-1] == PADDING) | (value[..., :-1] == END)
+        ended = (~over | (value[..., 1:] == PADDING)).all(-1)
+        return self.ids.check(value).all(-1) & ended & (value[..., 0] != PADDING)
 
 
 class TokenSequence(dist.TorchDistribution):
@@ -35,6 +51,10 @@ class TokenSequence(dist.TorchDistribution):
         decoder: Scores and writes tokens.
         z: Latents, `(..., D)`, of which p(x|z) is differentiable.
         length: T, the number of tokens, padding included.
+
+    Raises:
+        ValueError: Under validation, from `log_prob`, of tokens that no draw can be: of unknown
+            ids, with a token after <eos> or padding, or empty.
 
     References:
         Bowman et al. (2016), Generating Sentences from a Continuous Space, arXiv:1511.06349.
@@ -68,9 +88,8 @@ class TokenSequence(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """Token ids, of padding too."""
-        tokens = constraints.integer_interval(0, self.decoder.out_features)
-        return constraints.independent(tokens, 1)
+        """Sentences: token ids, of padding after their end."""
+        return _Sentences(self.decoder.out_features)
 
     @property
     def mean(self) -> Tensor:

@@ -86,7 +86,7 @@ def data_error(values: Tensor, bias: Tensor | None = None) -> float:
     """
     if len(values) < 2:
         return math.nan
-    error = float(values.std()) / math.sqrt(len(values))
+    error = float(values.double().std()) / math.sqrt(len(values))
     return error if bias is None else math.hypot(error, float(upper(bias)))
 
 
