@@ -108,8 +108,8 @@ def evidence(log_w: Tensor) -> Evidence:
         standard error: sd(w) / (sqrt(K) mean(w)), or that of the fitted tail where it is larger
 
     The first is the delta method's; it takes the largest weights met for the largest there are,
-    and of intervals of 95 % only 82 % cover ln p(x) at a Pareto k of 0.6, K = 1000. From 30 draws
-    on the tail's is that of draws anew of the distributions fitted to it: 93 %. Beyond k = 0.7
+    and of intervals of 95 % only 84 % cover ln p(x) at a Pareto k of 0.6, K = 1000. From 30 draws
+    on the tail's is that of draws anew of the distributions fitted to it: 95 %. Beyond k = 0.7
     neither can be trusted: what `pareto_k` flags is off by as much as its error, or more. The
     bias, var(w) / (2 K mean(w)^2) where there is a variance, is of halves of the draws.
 
