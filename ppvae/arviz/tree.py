@@ -66,6 +66,9 @@ def _layout(site: dict, observed: bool) -> Layout:
     shape, rank = tuple(site["fn"].shape()), len(site["fn"].batch_shape)
     kind = "observed" if observed else "latent"
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if observed and any(frame.size == -1 for frame in frames):  # it takes as many as there are
+        shape = tuple(site["value"].shape)
+        rank = len(shape) - site["fn"].event_dim
     if is_deterministic(site):
         kind, shape = "deterministic", tuple(site["value"].shape)
         rank = len(shape) - site["fn"].event_dim or _leading(shape, frames)

@@ -9,6 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from ppvae.divergences import Critic, mmd
+from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import PenalizedELBO
 from ppvae.objectives.mixture import require_alone
 from ppvae.pairing import Record
@@ -81,6 +82,11 @@ class InfoELBO(PenalizedELBO):
         terms = {"aggregate": _Aggregate(divergence, weight, site)} if weight else {}
         super().__init__(beta=1.0 - alpha, **terms, **kwargs)
         self.site = site
+
+    def objective(self, terms: Terms) -> Tensor:
+        """Return the beta-ELBO; without a KL, factors are constants, and stay."""
+        value = super().objective(terms)
+        return value + terms.log_factor.mean(0) if self.without_kl else value
 
     def _require_sites(self, record: Record) -> None:
         if self.without_kl:

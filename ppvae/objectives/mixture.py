@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ppvae.distributions import MixtureOfDiagNormals
 from ppvae.divergences.normals import prior_moments
+from ppvae.objectives.base import Terms
 from ppvae.objectives.beta import PenalizedELBO, Penalty
 from ppvae.pairing import PairError, Record
 from ppvae.weights import is_delta, refuse_weightless
@@ -83,6 +84,10 @@ class MixtureELBO(PenalizedELBO):
             terms["individual"] = individual_penalty(individual, site=site)
         super().__init__(beta=0.0, **terms, **kwargs)
         self.site = site
+
+    def objective(self, terms: Terms) -> Tensor:
+        """Return ln p(x|z), and factors, which are constants here, averaged over particles."""
+        return super().objective(terms) + terms.log_factor.mean(0)
 
     def _require_sites(self, record: Record) -> None:
         require_alone(self, self.site, record)

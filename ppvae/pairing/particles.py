@@ -14,9 +14,10 @@ from ppvae.pairing.traces import (
     is_deterministic,
     latent_sites,
     sample_sites,
+    subsampling,
     trace_pair,
 )
-from ppvae.protocols import Batch, Guide, Model
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model
 
 __all__ = ["joint_weights", "log_prob", "takes_particles"]
 
@@ -84,20 +85,36 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
-def log_prob(trace: Trace, num_particles: int, dim: int | None) -> Tensor:
-    """Return the log probability of all data at once, `(K,)`."""
+def log_prob(trace: Trace, num_particles: int, dim: int | None, stands_for: float = 1.0) -> Tensor:
+    """Return the log probability of all data at once, `(K,)`.
+
+    Args:
+        trace: Of one side.
+        num_particles: K.
+        dim: Where the particles' plate is.
+        stands_for: How many data each row of a data plate stands for, where the plate itself does
+            not say.
+    """
     sites = sample_sites(trace).values()
     terms = [
-        _per_particle(site["log_prob"], num_particles, dim)
+        _per_particle(site["log_prob"] * _factor(site, stands_for), num_particles, dim)
         for site in sites
         if not is_deterministic(site)
     ]
     return sum(terms) if terms else torch.zeros(num_particles)
 
 
-def joint_weights(traces: Pair, num_particles: int, dim: int | None) -> Tensor:
+def _factor(site: dict, stands_for: float) -> float:
+    local = any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
+    return stands_for if local and subsampling(site) == 1 else 1.0
+
+
+def joint_weights(
+    traces: Pair, num_particles: int, dim: int | None, stands_for: float = 1.0
+) -> Tensor:
     """Return the log weights of all data at once, `(K,)`."""
-    return log_prob(traces[0], num_particles, dim) - log_prob(traces[1], num_particles, dim)
+    log_q = log_prob(traces[1], num_particles, dim, stands_for)
+    return log_prob(traces[0], num_particles, dim) - log_q
 
 
 def _per_particle(log_prob: Tensor | float, num_particles: int, dim: int | None) -> Tensor:

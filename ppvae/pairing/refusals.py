@@ -18,7 +18,9 @@ def require_pair(record: Record) -> None:
     """
     for check in (
         _require_latents,
+        _require_enumerable,
         _require_observed,
+        _require_no_factor,
         _require_plates,
         _require_axes,
         _require_alike,
@@ -46,6 +48,7 @@ def require_trainable(record: Record, *, enumerating: bool) -> None:
             "train with pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or sample it in the guide"
         )
     _require_missing(record)
+    _require_no_factor(record)
     _require_plates_known(record)
     _require_same_scales(record)
     _require_rows_of_guide(record)
@@ -89,6 +92,29 @@ def _require_missing(record: Record) -> None:
         )
 
 
+def _require_enumerable(record: Record) -> None:
+    for name in record.enumerated:
+        try:
+            record.model[name].node["fn"].enumerate_support(expand=False)
+        except NotImplementedError as error:
+            raise PairError(
+                f"site {name!r}: the model marks it to be summed out, but its values cannot be "
+                "listed: those of a discrete law of one number can, not of a continuous one, nor "
+                "of an event of several (.to_event): give each a site of its own, or sample it in "
+                "the guide"
+            ) from error
+
+
+def _require_no_factor(record: Record) -> None:
+    """Raise if a guide has a factor: it would be taken for a density, which nobody draws from."""
+    for name in record.of("guide", "factor"):
+        raise PairError(
+            f"site {name!r}: a pyro.factor in the guide changes ln q, but not what is drawn, so "
+            "that it is the density of other draws: give the Jacobian of a transport to "
+            "Delta(value, log_density=...), and what tilts the latents to the model"
+        )
+
+
 def _require_observed(record: Record) -> None:
     for name, site in record.of("guide", "observed").items():
         if not site.mark.is_auxiliary:
@@ -112,6 +138,8 @@ def _require_plates(record: Record) -> None:
         frame = site.plates.get(DATA_PLATE)
         if frame is not None and site.role != "deterministic":
             _require_data_plate(record, owner, site)
+    if record.joint:
+        _require_rows_of_guide(record)
 
 
 def _require_plates_known(record: Record) -> None:

@@ -1,8 +1,9 @@
 """One step of training: a drop-in for `pyro.infer.SVI` over plain modules and torch optimizers."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import pyro
 import torch
@@ -273,7 +274,8 @@ class SVI:
         known = set(pyro.get_param_store().keys())
         with local_parameters(), _WholeData() as data:
             guide = self._standing_guide()
-            total = _differentiable_loss(self.loss, self.model, guide, *args, **kwargs)
+            with _in_words():
+                total = _differentiable_loss(self.loss, self.model, guide, *args, **kwargs)
             if self.validate:
                 self._refuse_foreign(known, total, *args)
         return total / (data.size or size)
@@ -379,6 +381,22 @@ def _log_volume(guide_trace: Trace) -> Tensor | float:
     """
     latents = latent_sites(guide_trace).values()
     return sum(site["log_prob"].sum() for site in latents if is_delta(site["fn"]))
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Say of a draw outside of a prior's support what it is, where Pyro shows all shapes."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.match(r"Error while computing \w+ at site '(.+)':\n(.*)", str(error))
+        if found and "to be within the support" in found[2]:
+            raise PairError(
+                f"site {found[1]!r}: a value lies outside of its law's support, where its log "
+                "probability is -inf: let the guide draw inside the prior's support, and data be "
+                "inside the likelihood's"
+            ) from error
+        raise
 
 
 def _require_order(loss: ELBO, pair: Record) -> None:

@@ -190,7 +190,7 @@ def weigh(traces: Pair, shape: tuple[int, int], plan: Plan) -> Tensor:
     refuse_weightless(traces[1], plan.points)
     require_precision(*traces)
     if plan.joint:
-        return joint_weights(traces, shape[0], plan.dim)[:, None]
+        return joint_weights(traces, shape[0], plan.dim, plan.size / shape[1])[:, None]
     log_p, log_q = (_log_prob(trace, torch.Size(shape)) for trace in traces)
     return log_p - log_q
 

@@ -4,7 +4,14 @@ from typing import NamedTuple
 
 from pyro.infer.autoguide import AutoGuide
 
-from ppvae.pairing import PairError, Record, describe, require_pair, takes_particles
+from ppvae.pairing import (
+    PairError,
+    Record,
+    describe,
+    require_pair,
+    takes_particles,
+    trace_pair,
+)
 from ppvae.protocols import (
     DATA_PLATE,
     Batch,
@@ -29,8 +36,8 @@ class Plan(NamedTuple):
     Attributes:
         joint: Whether a latent lies outside of the data plate, so that weights are of all data at
             once.
-        whole: Whether the batch must stay whole: joint, or with an autoguide, which knows no other
-            data.
+        whole: Whether the batch must stay whole: joint, or with an autoguide, or a parameter of
+            each datum, which know no other data.
         dim: Where the particles' plate goes, left of all others; None where draws are made one by
             one, since networks do not take them together.
         points: The latents that the guide draws from no density, `Delta` sites.
@@ -70,7 +77,8 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
     with forked_streams():
         record = _described(model, guide, batch)
         require_pair(record)
-        joint, whole = record.joint, record.joint or record.autoguide
+        joint = record.joint
+        whole = joint or record.autoguide or not _takes_parts(model, guide, batch)
         dim = -1 - max(1, *_axes(record)) if joint else -2
         some = batch if whole else rows_of(batch, 0, PROBE)
         together = takes_particles(model, guide, some, dim)
@@ -97,6 +105,16 @@ def _described(model: Model, guide: Guide, batch: Batch) -> Record:
         except PairError:  # some pairs know only all of their data
             pass
     return describe(model, guide, batch)
+
+
+def _takes_parts(model: Model, guide: Guide, batch: Batch) -> bool:
+    """Return whether a pair runs on fewer rows: one with a parameter of each datum does not."""
+    size = batch_size(batch)
+    try:
+        trace_pair(model, guide, rows_of(batch, 0, max(1, min(PROBE, size - 1))), dim=None)
+    except Exception:  # noqa: BLE001 -- whatever torch says to sizes that do not fit
+        return False
+    return True
 
 
 def _axes(record: Record) -> list[int]:

@@ -15,11 +15,19 @@ __all__ = ["Simulate", "predictive"]
 
 
 class Simulate(UnconditionMessenger):
-    """Sample what is observed, but not deterministic sites: Pyro would repeat their plates."""
+    """Sample what is observed, but not deterministic sites: Pyro would repeat their plates.
+
+    In a plate without a size, as many are drawn as were observed.
+    """
 
     def _pyro_sample(self, msg: dict) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
+        if is_deterministic(msg):
+            return
+        if msg["is_observed"] and any(frame.size == -1 for frame in msg["cond_indep_stack"]):
+            fn, value = msg["fn"], msg["value"]
+            rows = value.shape[: value.ndim - fn.event_dim]
+            msg["fn"] = fn.expand(torch.broadcast_shapes(fn.batch_shape, rows))
+        super()._pyro_sample(msg)
 
 
 def predictive(
