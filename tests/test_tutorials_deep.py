@@ -307,6 +307,76 @@ class _Scaled(poutine.messenger.Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
+# ProdLDA: topics of documents
+
+
+WORDS, LENGTH = 6, 20
+
+
+class Topics(nn.Module):
+    """The topics' words, by layers that know (N, ...) alone: dim=1, and batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.beta = nn.Linear(2, WORDS, bias=False)
+        self.norm = nn.BatchNorm1d(WORDS, affine=False)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, theta):
+        return self.norm(self.beta(self.drop(theta))).softmax(dim=1)
+
+
+class ProdLDA(nn.Module):
+    """Logistic-normal topics, and counts of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = Topics()
+        self.encoder = nn.Sequential(nn.Linear(WORDS, 16), nn.Softplus(), nn.Linear(16, 4))
+
+    def model(self, docs):
+        """Sample p(docs, topics)."""
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(docs)):
+            zeros = docs.new_zeros(len(docs), 2)
+            shares = pyro.sample("log_theta", dist.Normal(zeros, zeros + 1).to_event(1))
+            words = self.decoder(shares.softmax(-1))
+            pyro.sample("obs", dist.Multinomial(LENGTH, words), obs=docs)
+
+    def guide(self, docs):
+        """Sample q(topics | docs)."""
+        with pyro.plate("data", len(docs)):
+            loc, scale = self.encoder(docs / LENGTH).chunk(2, -1)
+            pyro.sample("log_theta", dist.Normal(loc, softplus(scale) + 0.5).to_event(1))
+
+    def exact(self, docs):
+        """Return ln p(docs), by a grid of the latent."""
+        axis = torch.linspace(-6, 6, 121)
+        z = torch.cartesian_prod(axis, axis)
+        with torch.no_grad():
+            words = self.decoder.eval()(z.softmax(-1))
+        self.decoder.train()
+        likelihood = dist.Multinomial(LENGTH, words.unsqueeze(1)).log_prob(docs)  # (G, N)
+        prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1, keepdim=True)
+        return ((prior + likelihood).logsumexp(0) + 2 * (axis[1] - axis[0]).log()).sum()
+
+
+def documents(size=16):
+    """Return counts of words, each document of one of two kinds."""
+    kinds = torch.tensor([[8.0, 6, 3, 1, 1, 1], [1.0, 1, 1, 3, 6, 8]])
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return dist.Multinomial(LENGTH, kinds[torch.arange(size) % 2]).sample()
+
+
+def test_topics_of_documents():
+    """Softmax over dim=1 and batch norm: weighed as they are for one draw after the other."""
+    pair, docs = ProdLDA(), documents()
+    history = trained(pair.model, pair.guide, docs, Trace_ELBO(), epochs=40, batch_size=8)
+    assert history["loss"][-1] < history["loss"][0]
+    judged(pair.model, pair.guide, docs, pair.exact(docs), draws=300, slack=0.5)
+
+
 # A flow as prior
 
 
