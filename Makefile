@@ -15,7 +15,7 @@ demo: $(INSTALLED)  ## Train five guides on one model and compare them: the tabl
 	.venv/bin/ppvae compare
 
 test: $(INSTALLED)  ## Run the tests
-	.venv/bin/pytest --durations=10 $(ARGS)
+	.venv/bin/pytest -n logical --dist loadfile --durations=10 $(ARGS)
 
 lint: $(INSTALLED)  ## Check style and format
 	.venv/bin/ruff check

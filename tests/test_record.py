@@ -227,7 +227,19 @@ def test_a_mask_on_one_side_is_refused(side):
         (partial(guide, **kwargs) if side == "guide" else guide),
     )
     refused(f"site 'z': the {side} masks it, but the", *bent)
-    check_pair(partial(model, **kwargs), partial(guide, **kwargs), X)
+
+
+def test_what_hangs_on_a_masked_latent_is_masked_with_it():
+    """Otherwise it is drawn from the guide, and no density says how."""
+    mask = torch.tensor([True, False, True, True, True, True])
+    masked = partial(guide, around=poutine.mask(mask=mask))
+    refused(
+        "where the model masks it, other sites still depend on it",
+        partial(model, around=poutine.mask(mask=mask)),
+        masked,
+    )
+    log_w = log_weights(poutine.mask(model, mask=mask), masked, X, 3)
+    torch.testing.assert_close(log_w, torch.where(mask, EVIDENCE, 0.0).expand(3, -1))
 
 
 def test_a_mask_within_the_law_counts_as_one():

@@ -589,12 +589,12 @@ def particles(count, elbo=Trace_ELBO):
     return elbo(num_particles=count, vectorize_particles=True, max_plate_nesting=1)
 
 
-_WEIGHED = ("unmarked",)
+_WEIGHED = ("unmarked", "density")
 _MOMENTS = ("moments",)
 _REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no importance weights"
 _POOLED = ("pooled",)
 _REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
-_TWICE = ("pathwise", "apart", "steady", "unmarked", "fixed")
+_TWICE = ("pathwise", "apart", "steady", "unmarked", "density", "fixed")
 _REFUSE_TWICE = (
     "pathwise gradients|reads log_rate|dropout|run the guide twice|no importance weights|support"
 )

@@ -140,9 +140,11 @@ def _one_draw(model: Model, guide: Guide, batch: Batch) -> Trace:
 
 
 def _layouts(one: Trace, plan: Plan) -> Layouts:
-    """Return the layouts of all variables of the story, those that are summed out left out."""
+    """Return the layouts of the variables, less what is summed out and what is made of it."""
     layouts = layouts_of(one)
-    return {n: l for n, l in layouts.items() if l.kind != "latent" or n in plan.latents}
+    summed = {n for n, layout in layouts.items() if layout.kind == "latent"} - set(plan.latents)
+    left_out = ("latent", "deterministic") if summed else ()
+    return {n: lay for n, lay in layouts.items() if n in plan.latents or lay.kind not in left_out}
 
 
 def _block(
@@ -156,7 +158,7 @@ def _block(
     """Return a block of draws and data, `shape` = (S, N), small enough for the device."""
     draws = shape[0]
     model_trace, guide_trace = trace_pair(model, guide, batch, draws, dim=plan.dim)
-    simulate = particles(Simulate()(model), draws, plan.dim)
+    simulate = particles(Simulate(shape[1])(model), draws, plan.dim)
     replicate = poutine.trace(poutine.replay(simulate, trace=guide_trace)).get_trace(batch)
     prior = poutine.trace(simulate).get_trace(batch)
     return {

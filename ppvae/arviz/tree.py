@@ -66,7 +66,7 @@ def _layout(site: dict, observed: bool) -> Layout:
     shape, rank = tuple(site["fn"].shape()), len(site["fn"].batch_shape)
     kind = "observed" if observed else "latent"
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    if observed and any(frame.size == -1 for frame in frames):  # it takes as many as there are
+    if any(frame.size == -1 for frame in frames):  # as many as there are data
         shape = tuple(site["value"].shape)
         rank = len(shape) - site["fn"].event_dim
     if is_deterministic(site):

@@ -18,6 +18,7 @@ from ppvae.pairing import (
     Record,
     describe,
     evaluating,
+    few_rows,
     is_delta,
     is_deterministic,
     latent_sites,
@@ -27,6 +28,7 @@ from ppvae.pairing import (
     sample_sites,
     subsampling,
     takes_particles,
+    takes_parts,
 )
 from ppvae.protocols import (
     Batch,
@@ -35,7 +37,6 @@ from ppvae.protocols import (
     batch_size,
     forked_streams,
     module_of,
-    rows_of,
 )
 
 __all__ = ["Objective", "Terms"]
@@ -235,8 +236,9 @@ class Objective(nn.Module, Trace_ELBO):
                 return
             require_trainable(record, enumerating=False)
             self._require_sites(record)
-            few = rows_of(batch, 0, 4) if not (record.joint or record.autoguide) else batch
-            if self.num_particles > 1 and not takes_particles(model, guide, few, -2):
+            several = self.num_particles > 1 and not record.joint
+            few = few_rows(batch) if several and takes_parts(model, guide, batch) else batch
+            if several and not takes_particles(model, guide, few, -2):
                 raise PairError(
                     f"{type(self).__name__}(num_particles={self.num_particles}) draws particles "
                     "(K, N, ...) at once, which a network of this pair takes for something else "

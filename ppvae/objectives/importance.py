@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from ppvae.objectives.base import Objective, Terms
+from ppvae.pairing import Record, refuse_points
 from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
 from ppvae.weights import latent_sites, refuse_marked
 
@@ -67,6 +68,9 @@ class IWELBO(Objective):
         if alpha and estimator != "iwae":
             raise ValueError(f"the estimator {estimator!r} is known for alpha = 0 only")
         self.estimator, self.alpha = estimator, alpha
+
+    def _require_sites(self, record: Record) -> None:
+        refuse_points(record.points)
 
     def objective(self, terms: Terms) -> Tensor:
         """Return the bound; its gradient is the estimator's."""

@@ -11,7 +11,12 @@ from ppvae.pairing.check import (
     look,
 )
 from ppvae.pairing.marks import Claims, Mark
-from ppvae.pairing.particles import joint_weights, takes_particles
+from ppvae.pairing.particles import (
+    few_rows,
+    joint_weights,
+    takes_particles,
+    takes_parts,
+)
 from ppvae.pairing.reached import describe_tensor, leaves_of
 from ppvae.pairing.record import Record, Site, describe, roles_of
 from ppvae.pairing.refusals import require_pair, require_trainable
@@ -29,6 +34,7 @@ from ppvae.pairing.traces import (
     particles,
     per_datum,
     refuse_marked,
+    refuse_points,
     refuse_weightless,
     sample_sites,
     subsampling,
@@ -49,6 +55,7 @@ __all__ = [
     "describe",
     "describe_tensor",
     "evaluating",
+    "few_rows",
     "idle_error",
     "is_delta",
     "is_deterministic",
@@ -61,6 +68,7 @@ __all__ = [
     "particles",
     "per_datum",
     "refuse_marked",
+    "refuse_points",
     "refuse_weightless",
     "require_free_rows",
     "require_pair",
@@ -69,5 +77,6 @@ __all__ = [
     "sample_sites",
     "subsampling",
     "takes_particles",
+    "takes_parts",
     "trace_pair",
 ]

@@ -17,9 +17,11 @@ from ppvae.pairing.traces import (
     subsampling,
     trace_pair,
 )
-from ppvae.protocols import DATA_PLATE, Batch, Guide, Model
+from ppvae.protocols import DATA_PLATE, Batch, Guide, Model, batch_size, rows_of
 
-__all__ = ["joint_weights", "log_prob", "takes_particles"]
+__all__ = ["few_rows", "joint_weights", "log_prob", "takes_particles", "takes_parts"]
+
+PROBE = 4
 
 
 def takes_particles(model: Model, guide: Guide, batch: Batch, dim: int) -> bool:
@@ -42,6 +44,20 @@ def takes_particles(model: Model, guide: Guide, batch: Batch, dim: int) -> bool:
         return all(compare(model, guide, batch, alone[1], together, k, dim) for k in range(2))
     except Exception:  # noqa: BLE001 -- whatever the user's networks raise
         return False
+
+
+def few_rows(batch: Batch) -> Batch:
+    """Return a few rows, fewer than there are, to tell what a pair does to them."""
+    return rows_of(batch, 0, max(1, min(PROBE, batch_size(batch) - 1)))
+
+
+def takes_parts(model: Model, guide: Guide, batch: Batch) -> bool:
+    """Return whether a pair runs on fewer rows: one with a parameter of each datum does not."""
+    try:
+        trace_pair(model, guide, few_rows(batch), dim=None)
+    except Exception:  # noqa: BLE001 -- whatever torch says to sizes that do not fit
+        return False
+    return True
 
 
 def _same_pair(

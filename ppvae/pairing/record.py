@@ -1,13 +1,14 @@
 """What a pair is: one run, read into one record that everything else is a reading of."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.util import is_validation_enabled
 from pyro.ops.provenance import get_provenance, track_provenance
@@ -91,6 +92,13 @@ class Site:
         """The shape of its law, batch and event."""
         return self.node["fn"].batch_shape + self.node["fn"].event_shape
 
+    def mask(self, shape: torch.Size) -> Tensor:
+        """Return which of its entries count, as booleans of a shape."""
+        mask = torch.ones((), dtype=torch.bool, device=self.node["value"].device)
+        for part in self.masks:
+            mask = mask & part.to(mask.device)
+        return mask.expand(shape)
+
     @property
     def counts(self) -> bool:
         """Whether its density is in the log weight at all: not where it is masked altogether."""
@@ -108,6 +116,7 @@ class Record:
         claims: What the model says of itself.
         autoguide: Whether a part of the guide is one of Pyro's, which knows no other data.
         constant_factors: Whether what factors say depends on no latent.
+        hidden: Whether what is masked of the latents changes nothing else of the model.
     """
 
     model: Mapping[str, Site]
@@ -116,6 +125,7 @@ class Record:
     claims: Claims
     autoguide: bool
     constant_factors: bool
+    hidden: bool = True
 
     def of(self, owner: Literal["model", "guide"], *roles: Role) -> dict[str, Site]:
         """Return the sites of a side that play one of some roles, by name."""
@@ -214,7 +224,7 @@ def describe(model: Model, guide: Guide, batch: Batch, *args: object, **kwargs) 
     with pyro.validation_enabled(checks):  # what hangs on a draw outside of the support is moot
         replayed = _run("model", poutine.replay(model, trace=guide_trace), *args, **kwargs)
     size = batch_size(batch) if isinstance(batch, (Tensor, Mapping)) else 1
-    return read(
+    record = read(
         replayed,
         guide_trace,
         size,
@@ -223,6 +233,42 @@ def describe(model: Model, guide: Guide, batch: Batch, *args: object, **kwargs) 
         origins=_origins(guide, guide_trace, *args, **kwargs),
         alone=alone,
     )
+    return replace(record, hidden=_hides(record, model, guide_trace, alone, *args, **kwargs))
+
+
+def _hides(
+    record: Record, model: Model, guide_trace: Trace, alone: Trace, *args: object, **kwargs
+) -> bool:
+    """Return whether other values where latents are masked leave all else as probable."""
+    moved = Trace()
+    for name, site in latent_sites(guide_trace).items():
+        moved.add_node(name, **site)
+    masked = [name for name in record.latents if record.model[name].masks]
+    for name in masked:
+        ours, other = guide_trace.nodes[name]["value"], alone.nodes[name]["value"]
+        mask = record.model[name].mask(ours.shape)
+        moved.nodes[name]["value"] = torch.where(mask, ours, other)
+    if not masked:
+        return True
+    with pyro.validation_enabled(False):
+        again = _run("model", poutine.replay(model, trace=moved), *args, **kwargs)
+    before = {name: _total(record.model[name].node) for name in record.model}
+    return all(
+        torch.allclose(before[name], _total(site), rtol=1e-4, atol=1e-3, equal_nan=True)
+        for name, site in sample_sites(again).items()
+        if name in before
+    )
+
+
+def _total(site: dict) -> Tensor:
+    """Return a site's log probability, masked, of all data at once."""
+    if is_deterministic(site):
+        return torch.zeros(())
+    try:
+        log_p = site["fn"].log_prob(site["value"])
+    except ValueError:  # a draw outside of the support
+        return torch.tensor(-torch.inf)
+    return torch.as_tensor(scale_and_mask(log_p, 1.0, site["mask"])).sum()
 
 
 def read(

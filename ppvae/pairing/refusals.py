@@ -240,18 +240,18 @@ def _require_alike(record: Record) -> None:
             "entries, so that what is left has no density: use the same poutine.mask on both "
             "sides. Of obs_mask=, keep the observed part: poutine.mask around an observed site"
         )
+    if not record.hidden:
+        masked = [name for name in record.latents if record.model[name].masks]
+        raise PairError(
+            f"site {masked[0]!r}: where the model masks it, other sites still depend on it, so "
+            "that it is drawn from the guide, and no density says how: mask what depends on it, "
+            "too, or do not mask it"
+        )
 
 
 def _same_masks(p: Site, q: Site) -> bool:
     shape = torch.broadcast_shapes(p.shape, q.shape)
-    return torch.equal(_mask(p, shape), _mask(q, shape))
-
-
-def _mask(site: Site, shape: torch.Size) -> Tensor:
-    mask = torch.ones((), dtype=torch.bool, device=site.node["value"].device)
-    for part in site.masks:
-        mask = mask & part.to(mask.device)
-    return mask.expand(shape)
+    return torch.equal(p.mask(shape), q.mask(shape))
 
 
 def _require_same_scales(record: Record) -> None:

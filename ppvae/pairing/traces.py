@@ -36,6 +36,7 @@ __all__ = [
     "particles",
     "per_datum",
     "refuse_marked",
+    "refuse_points",
     "refuse_weightless",
     "sample_sites",
     "subsampling",
@@ -224,6 +225,16 @@ def refuse_weightless(guide_trace: Trace, points: Collection[str] = ()) -> None:
     for name, site in sites.items():
         if name in points or (is_delta(site["fn"]) and not transported):
             raise _weightless(name, "it is a point (Delta), not a density")
+
+
+def refuse_points(names: Collection[str]) -> None:
+    """Raise if a latent of the guide is a point: there is no density to weigh it with.
+
+    Raises:
+        WeightlessError: Naming the first.
+    """
+    for name in names:
+        raise _weightless(name, "it is a point (Delta), not a density")
 
 
 def refuse_marked(guide_trace: Trace) -> None:

@@ -8,9 +8,10 @@ from ppvae.pairing import (
     PairError,
     Record,
     describe,
+    few_rows,
     require_pair,
     takes_particles,
-    trace_pair,
+    takes_parts,
 )
 from ppvae.protocols import (
     DATA_PLATE,
@@ -20,14 +21,12 @@ from ppvae.protocols import (
     batch_size,
     forked_streams,
     modules_of,
-    rows_of,
     spaced,
 )
 
 __all__ = ["Plan", "check_autoguide", "plan_of", "require_all_data"]
 
 ENOUGH = 256  # rows that tell what the sites are
-PROBE = 4  # rows that tell whether particles go together
 
 
 class Plan(NamedTuple):
@@ -78,9 +77,9 @@ def plan_of(model: Model, guide: Guide, batch: Batch) -> Plan:
         record = _described(model, guide, batch)
         require_pair(record)
         joint = record.joint
-        whole = joint or record.autoguide or not _takes_parts(model, guide, batch)
+        whole = joint or record.autoguide or not takes_parts(model, guide, batch)
         dim = -1 - max(1, *_axes(record)) if joint else -2
-        some = batch if whole else rows_of(batch, 0, PROBE)
+        some = batch if whole else few_rows(batch)
         together = takes_particles(model, guide, some, dim)
     return Plan(
         joint,
@@ -105,16 +104,6 @@ def _described(model: Model, guide: Guide, batch: Batch) -> Record:
         except PairError:  # some pairs know only all of their data
             pass
     return describe(model, guide, batch)
-
-
-def _takes_parts(model: Model, guide: Guide, batch: Batch) -> bool:
-    """Return whether a pair runs on fewer rows: one with a parameter of each datum does not."""
-    size = batch_size(batch)
-    try:
-        trace_pair(model, guide, rows_of(batch, 0, max(1, min(PROBE, size - 1))), dim=None)
-    except Exception:  # noqa: BLE001 -- whatever torch says to sizes that do not fit
-        return False
-    return True
 
 
 def _axes(record: Record) -> list[int]:

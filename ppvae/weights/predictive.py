@@ -8,7 +8,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_factor
 from torch import Tensor
 
 from ppvae.pairing import evaluating, is_deterministic, particles, sample_sites
-from ppvae.protocols import Batch, Guide, Model, leaves
+from ppvae.protocols import Batch, Guide, Model, batch_size, leaves
 from ppvae.weights.plan import plan_of
 
 __all__ = ["Simulate", "predictive"]
@@ -17,16 +17,24 @@ __all__ = ["Simulate", "predictive"]
 class Simulate(UnconditionMessenger):
     """Sample what is observed, but not deterministic sites: Pyro would repeat their plates.
 
-    In a plate without a size, as many are drawn as were observed.
+    In a plate without a size, as many are drawn as there are data.
+
+    Args:
+        size: N.
     """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
 
     def _pyro_sample(self, msg: dict) -> None:
         if is_deterministic(msg):
             return
-        if msg["is_observed"] and any(frame.size == -1 for frame in msg["cond_indep_stack"]):
-            fn, value = msg["fn"], msg["value"]
-            rows = value.shape[: value.ndim - fn.event_dim]
-            msg["fn"] = fn.expand(torch.broadcast_shapes(fn.batch_shape, rows))
+        for frame in msg["cond_indep_stack"]:
+            if frame.size == -1:
+                rows = (self.size, *(1,) * (-frame.dim - 1))
+                fn = msg["fn"]
+                msg["fn"] = fn.expand(torch.broadcast_shapes(fn.batch_shape, rows))
         super()._pyro_sample(msg)
 
 
@@ -66,7 +74,7 @@ def predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, but is {num_samples}")
-    story = model if observe else Simulate()(model)
+    story = model if observe else Simulate(batch_size(batch))(model)
     with evaluating(model, guide):
         dim = _dim(model, guide, batch)
         alone = _values(_run(story, guide, batch, 1, None))
