@@ -95,7 +95,11 @@ def test_swapped_sides_are_refused():
 
     log_w = log_weights(likelihood, guide, X, 3)
     torch.testing.assert_close(torch.Tensor(log_w), EVIDENCE.expand(3, -1))
-    assert "factor 'likelihood' depends on the latents" in log_w.note
+    said = "its factor 'likelihood' depends on the latents"
+    assert said in log_w.note and said in str(evidence(log_w))
+    assert (
+        said in compare({"guide": guide}, likelihood, X, num_particles=30)["unnormalized"].item()
+    )
 
 
 def test_a_constant_factor_leaves_the_model_normalized():
@@ -110,6 +114,7 @@ def test_a_constant_factor_leaves_the_model_normalized():
     log_w = log_weights(constant, guide, X, 3)
     torch.testing.assert_close(log_w, EVIDENCE.expand(3, -1) - 0.5)
     assert not getattr(log_w, "note", "")
+    assert "unnormalized" not in compare({"guide": guide}, constant, X, num_particles=30)
 
 
 def test_a_latent_that_the_guide_lacks_is_refused():

@@ -31,7 +31,8 @@ def compare(
     Columns, in nats per datum where they are nats: `elbo`; `evidence`, the importance-weighted
     estimate with K particles; `k_bad`, the share of data with Pareto k > 0.7; `ess`, the median
     effective number of draws; `kl`; `mutual_information`; `active_units`; `parameters`, the
-    guide's. NaN where a column has no meaning: see `judge`.
+    guide's. NaN where a column has no meaning: see `judge`. Where a model's density is not
+    normalized, `unnormalized` says why: its evidence lacks ln Z.
 
     Three kinds of error. `evidence_se` is of Monte Carlo, the data given. `elbo_se` and
     `evidence_data_se` are of the mean over other data of the same kind. `elbo_difference` and
@@ -100,7 +101,9 @@ def tabulate(verdicts: Mapping[str, Sequence[Verdict]]) -> "pd.DataFrame":
         others = [_difference(verdicts[name], some, _evidence) for some in verdicts.values()]
         row["best_rank"] = 1 + sum(_behind(*other) for other in others)
         row["worst_rank"] = len(rows) - sum(_behind(-m, e, -each) for m, e, each in others)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("guide")
+    notes = [some[0].evidence.note for some in verdicts.values()]
+    return table.assign(unnormalized=notes) if any(notes) else table
 
 
 def _bounds(verdict: Verdict) -> tuple[Tensor, Tensor, Tensor]:

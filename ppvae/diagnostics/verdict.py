@@ -13,7 +13,7 @@ from ppvae.diagnostics.latents.latent import (
     aggregate_posterior,
     kl_per_dimension,
 )
-from ppvae.protocols import Batch, Guide, Model, batch_size, map_batch, module_of
+from ppvae.protocols import Batch, Guide, Model, module_of, spaced
 from ppvae.weights import WeightlessError, evaluating, log_weights, plan_of
 
 __all__ = ["Verdict", "judge"]
@@ -111,7 +111,7 @@ def judge(
     site = site or ("z" if "z" in plan.latents else plan.latents[-1])
     split, divergences, active = None, torch.empty(0), torch.empty(0, dtype=torch.bool)
     if not plan.joint:
-        some = batch if plan.whole else _spaced(batch, most_data)
+        some = batch if plan.whole else spaced(batch, most_data)
         try:
             divergences = kl_per_dimension(model, guide, some, site=site)
         except ValueError:  # dependent coordinates under a prior that is not Normal
@@ -132,13 +132,6 @@ def judge(
         parameters=_count_parameters(guide),
         size=plan.size,
     )
-
-
-def _spaced(batch: Batch, most: int) -> Batch:
-    """Return at most so many data, from all over the batch: it may be ordered by class."""
-    size = batch_size(batch)
-    rows = torch.linspace(0, size - 1, min(size, most)).long()
-    return map_batch(lambda leaf: leaf[rows.to(leaf.device)], batch)
 
 
 def _count_parameters(side: Model | Guide) -> int:

@@ -24,6 +24,7 @@ from ppvae.pairing import (
     latent_sites,
     log_prob_of,
     per_datum,
+    read,
     require_trainable,
     sample_sites,
     subsampling,
@@ -193,8 +194,8 @@ class Objective(nn.Module, Trace_ELBO):
 
     def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
         """Return the loss summed over the batch, 0-d, to call backward on."""
-        self._look(model, guide, batch)
         model_trace, guide_trace = self._traces(model, guide, batch)
+        self._look(model, guide, batch, model_trace, guide_trace)
         terms = Terms(
             model_trace, guide_trace, torch.Size((self.num_particles, batch_size(batch)))
         )
@@ -219,33 +220,39 @@ class Objective(nn.Module, Trace_ELBO):
             total = total + ((score - score.detach()) * (value + whole).detach()).sum()
         return -total * terms.stands_for
 
-    def _look(self, model: Model, guide: Guide, batch: Batch) -> None:
+    def _look(self, model: Model, guide: Guide, batch: Batch, *traces: Trace) -> None:
         """Refuse once, while Pyro validates, a pair of which this would be no objective.
 
         Raises:
             PairError: Naming site and mend; where several particles go another way than one, the
                 network's.
         """
-        sides = [module_of(side) or side for side in (model, guide)]
-        if not is_validation_enabled() or self._looked_at == (known := tuple(map(id, sides))):
+        known = tuple(id(module_of(side) or side) for side in (model, guide))
+        if not is_validation_enabled() or self._looked_at == known:
             return
+        record = read(*traces, batch_size(batch)) if traces else None
         with evaluating(model, guide), forked_streams():
-            try:
-                record = describe(model, guide, batch)
-            except PairError:  # the loss says so, in its own words
-                return
+            if record is None or record.needs_runs:
+                try:
+                    record = describe(model, guide, batch)
+                except PairError:  # the loss says so, in its own words
+                    return
             require_trainable(record, enumerating=False)
             self._require_sites(record)
-            several = self.num_particles > 1 and not record.joint
-            few = few_rows(batch) if several and takes_parts(model, guide, batch) else batch
-            if several and not takes_particles(model, guide, few, -2):
-                raise PairError(
-                    f"{type(self).__name__}(num_particles={self.num_particles}) draws particles "
-                    "(K, N, ...) at once, which a network of this pair takes for something else "
-                    "than one after the other, as Flatten, BatchNorm1d or softmax(dim=1) do: "
-                    "write it for any leading axes (dim=-1), or wrap it in networks.Folded"
-                )
+            self._require_particles(model, guide, batch, record)
         self._looked_at = known
+
+    def _require_particles(self, model: Model, guide: Guide, batch: Batch, record: Record) -> None:
+        if self.num_particles == 1 or record.joint:
+            return
+        few = few_rows(batch) if takes_parts(model, guide, batch) else batch
+        if not takes_particles(model, guide, few, -2):
+            raise PairError(
+                f"{type(self).__name__}(num_particles={self.num_particles}) draws particles "
+                "(K, N, ...) at once, which a network of this pair takes for something else "
+                "than one after the other, as Flatten, BatchNorm1d or softmax(dim=1) do: "
+                "write it for any leading axes (dim=-1), or wrap it in networks.Folded"
+            )
 
     def _require_sites(self, record: Record) -> None:
         """Raise if the objective would leave out a site of the pair."""

@@ -18,7 +18,7 @@ from ppvae.pairing.particles import (
     takes_parts,
 )
 from ppvae.pairing.reached import describe_tensor, leaves_of
-from ppvae.pairing.record import Record, Site, describe, roles_of
+from ppvae.pairing.record import Record, Site, describe, read, roles_of
 from ppvae.pairing.refusals import require_pair, require_trainable
 from ppvae.pairing.rows import require_free_rows
 from ppvae.pairing.traces import (
@@ -67,6 +67,7 @@ __all__ = [
     "look",
     "particles",
     "per_datum",
+    "read",
     "refuse_marked",
     "refuse_points",
     "refuse_weightless",

@@ -176,6 +176,13 @@ class Record:
         names = ", ".join(repr(name) for name in self.of("model", "factor"))
         return f"its factor {names} depends on the latents, so that its density need not be one"
 
+    @property
+    def needs_runs(self) -> bool:
+        """Whether what a trace shows is not enough: draws on the way, points, factors, masks."""
+        latents = self.of("guide", "latent").values()
+        aside = any(not site.random or site.masks for site in latents)
+        return aside or bool(self.of("guide", "auxiliary") or self.of("model", "factor"))
+
     def follows(self) -> dict[str, bool]:
         """Return for each latent whether the guide draws before it all that the model does.
 
