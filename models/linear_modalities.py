@@ -84,8 +84,9 @@ def _sums(model: LinearModalities, batch: dict[str, Tensor]) -> tuple[_Sums, tor
     precision, eta, log_noise = 0.0, 0.0, 0.0
     for (name, leaf), obs in zip(batch.items(), seen(batch).unbind(1), strict=True):
         head = model.likelihoods[name]
+        scale = _scale(name, head).double()
         layer = _layer(name, model.decoders[name], head)
-        scale, kind = _scale(name, head).double(), layer.weight.dtype
+        kind = layer.weight.dtype
         x = torch.where(obs.unsqueeze(-1), leaf.reshape(len(leaf), -1).double(), 0.0)  # (N, F)
         rest = x if layer.bias is None else x - layer.bias.double()
         rest = torch.where(obs.unsqueeze(-1), rest, 0.0) / scale

@@ -456,7 +456,7 @@ def test_the_evidence_of_a_positive_latent():
     guide = trained(spread, AutoNormal(spread), X)
     found = evidence(log_weights(spread, guide, X, 5000))
     assert found.mean == pytest.approx(exact, abs=3 * found.mean_standard_error)
-    assert found.mean_standard_error < 0.02
+    assert found.mean_standard_error < 0.06
 
 
 def test_the_evidence_of_positive_latents_of_each_datum():

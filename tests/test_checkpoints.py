@@ -347,7 +347,7 @@ def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path):
     """Also in the last step of an epoch, whose loss is fine."""
     svi, steps = build(), iter(range(100))
     weight = svi.guide.head.weight
-    weight.register_hook(lambda g: g * float("nan") if next(steps) == 7 + 2 else g)
+    weight.register_hook(lambda g: g * float("nan") if next(steps) == 7 else g)
     with pytest.raises(FloatingPointError, match=r"guide\.head\.weight.* after epoch 2"):
         train(svi, 4, tmp_path)
     assert checkpoints.read_meta(tmp_path)["epoch"] == 1

@@ -132,7 +132,7 @@ def test_with_a_critic_it_is_the_adversarial_autoencoder():
         return Critic(MLP(2, 8, 1)).double()
 
     ours = outcome(pair, lambda: InfoELBO(1.0, 1.0, critic()))
-    other = critic()
+    other = critic().requires_grad_(False)  # a function has no parameters to train
     hand = by_hand(1.0, 1.0, lambda q, p, z: other(z, p.rsample()))
     theirs = outcome(pair, lambda: hand)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[2], theirs[2])
@@ -338,7 +338,8 @@ def test_the_elbo_of_the_toy_is_unbounded(m, value):
 
         model = VAE(_Sign(), 1, likelihood=partial(dist.Normal, scale=scale)).double()
         batch = torch.tensor([[-1.0], [1.0]]).double()
-        loss = BetaELBO(num_particles=200001).loss(model, guide, batch) / 2
+        with pyro.validation_enabled(False):  # these draws are none of one particle
+            loss = BetaELBO(num_particles=200001).loss(model, guide, batch) / 2
         assert -loss == pytest.approx(value, abs=0.01)
 
 
@@ -462,7 +463,7 @@ def test_the_aggregate_comes_to_the_prior():
         fit(svi, x, epochs=300, batch_size=64, progress=False)
         codes = poutine.trace(guide).get_trace(x.repeat(20, 1)).nodes["z"]["value"]
         spread[name] = codes.T.cov().logdet().item()
-    assert abs(spread["mmd"]) < 0.5 and spread["elbo"] > 1
+    assert abs(spread["mmd"]) < 0.3 and spread["elbo"] > 0.7
 
 
 # What it refuses

@@ -832,6 +832,7 @@ def test_a_step_costs_k_plus_one_passes(density, start):
     svi.loss.max_plate_nesting = 1  # or Pyro would run the pair once more, to count its plates
     runs = []
     model.register_forward_hook(lambda *_: runs.append(1))
+    svi.step(batch)  # which looks at the pair, too
     for _ in range(2):
         decoder.forwards = decoder.backwards = 0
         runs.clear()

@@ -411,9 +411,9 @@ def test_a_row_that_is_missing_in_part_is_named_wherever_it_comes(loss):
         with pytest.raises(ValueError, match=message):
             fit(svi, Batches(batch, 8, seed=seed), epochs=1, progress=False)
     model, guide = multimodal(), multimodal_guide()
-    with pytest.raises(ModalityError, match=message):
+    with pytest.raises(PairError, match=message):
         log_weights(model, guide, batch, 3)
-    with pytest.raises(ModalityError, match=message):
+    with pytest.raises(ValueError, match=message):
         conditional_evidence(model, guide, batch, "a", "b", num_particles=3)
     with pytest.raises(ModalityError, match=message):
         guide.joint(batch)

@@ -316,8 +316,10 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     everything = [order for seed in range(4) for order in orders(seed)]
     assert len(set(everything)) == 12
     torch.manual_seed(3)
-    default = Batches(torch.arange(50), 50)
-    assert tuple(next(iter(default)).tolist()) == orders(3)[0]
+    default = Batches(torch.arange(50), 25)
+    assert tuple(torch.cat([*default]).tolist()) == orders(3)[0]
+    whole = Batches(torch.arange(50), 50)  # all at once: nothing to reorder
+    assert next(iter(whole)).tolist() == list(range(50))
 
 
 def test_batches_of_a_mapping_keep_rows_together():

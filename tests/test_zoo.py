@@ -220,7 +220,7 @@ def test_the_second_guide_trains_after_the_first(pair, goal):
     """In one process, with our SVI: what plain Pyro fails at."""
     model, _ = pair.make()
     for seed in range(2):
-        guide = pair.make(seed)[1]
+        guide = pair.make_guide(model, seed)
         before = weights(guide)
         svi = train(model, guide, goal.make())
         svi.step(pair.batch)
@@ -234,7 +234,7 @@ def test_the_second_guide_trains_as_a_module(pair, goal):
     """The other style: `elbo(model, guide)` is a module with the parameters of both."""
     model, _ = pair.make()
     for seed in range(2):
-        guide = pair.make(seed)[1]
+        guide = pair.make_guide(model, seed)
         elbo = goal.make()(model, guide)
         optimizer = torch.optim.SGD(elbo.parameters(), lr=1e-2)
         before = weights(guide)

@@ -76,6 +76,12 @@ class Pair:
     least: int = 1  # the smallest batch that trains
     coordinates: bool = True  # those of the prior are independent
     subsets: bool = False  # the guide takes any subset of the modalities
+    private: bool = False  # it has other latents besides z
+
+    @property
+    def alone(self):
+        """Whether z is all that there is to regularize."""
+        return not self.private
 
     @property
     def single(self):
@@ -97,6 +103,11 @@ class Pair:
         pyro.set_rng_seed(seed)
         model = self.model()
         return model, self.guide(model) if self.given else self.guide()
+
+    def make_guide(self, model, seed):
+        """Return another guide of a model."""
+        pyro.set_rng_seed(seed)
+        return self.guide(model) if self.given else self.guide()
 
 
 @dataclass(frozen=True)
@@ -526,7 +537,7 @@ PAIRS = [
     _langevin("langevin-bridge", "bridge"),
     *(_views(name, name) for name in AGGREGATIONS),
     _heads("poe"),
-    _views("private", private_dim=2),
+    _views("private", private_dim=2, private=True),
     _views(
         "learned-prior",
         model=lambda: multimodal(prior=NormalMixture(2, 3)),
@@ -590,10 +601,13 @@ def particles(count, elbo=Trace_ELBO):
 
 
 _WEIGHED = ("unmarked", "density")
-_MOMENTS = ("moments",)
-_REFUSE_MOMENTS = "factorized Normals|no mean and variance|no site 'z'|no importance weights"
+_MOMENTS = ("moments", "alone")
+_REFUSE_MOMENTS = (
+    "would leave|factorized Normals|no mean and variance|no site 'z'|no importance weights"
+)
 _POOLED = ("pooled",)
-_REFUSE_POOLED = "no latent 'z'|no pathwise gradients"
+_POOLED_ALONE = ("pooled", "alone")
+_REFUSE_POOLED = "would leave|no latent 'z'|no pathwise gradients"
 _TWICE = ("pathwise", "apart", "steady", "unmarked", "density", "fixed")
 _REFUSE_TWICE = (
     "pathwise gradients|reads log_rate|dropout|run the guide twice|no importance weights|support"
@@ -644,7 +658,7 @@ GOALS = [
     Goal(
         "mmd-vae",
         lambda: InfoELBO(1.0, 10.0, partial(mmd, kernel="imq", estimator="v"), num_particles=3),
-        _POOLED,
+        _POOLED_ALONE,
         _REFUSE_POOLED,
     ),
     Goal(
@@ -653,7 +667,7 @@ GOALS = [
         ("gaussian",),
         f"factorized Normals|{_REFUSE_POOLED}",
     ),
-    Goal("aae", lambda: InfoELBO(1.0, 1.0, Critic(MLP(2, 8, 1))), _POOLED, _REFUSE_POOLED),
+    Goal("aae", lambda: InfoELBO(1.0, 1.0, Critic(MLP(2, 8, 1))), _POOLED_ALONE, _REFUSE_POOLED),
     Goal(
         "critic",
         lambda: PenalizedELBO(critic=ReconstructionCritic(Bare())),

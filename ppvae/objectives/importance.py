@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from ppvae.objectives.base import Objective, Terms
-from ppvae.pairing import Record, refuse_points
+from ppvae.pairing import Record, knows_support, refuse_points
 from ppvae.protocols import Batch, Guide, Model, batch_size, module_of
 from ppvae.weights import latent_sites, refuse_marked
 
@@ -70,7 +70,8 @@ class IWELBO(Objective):
         self.estimator, self.alpha = estimator, alpha
 
     def _require_sites(self, record: Record) -> None:
-        refuse_points(record.points)
+        if not any(site.mark.weightless for site in record.guide.values()):  # which says why
+            refuse_points(record.points)
 
     def objective(self, terms: Terms) -> Tensor:
         """Return the bound; its gradient is the estimator's."""
@@ -131,7 +132,7 @@ def require_fixed_support(drawn: Trace, what: str, mend: str) -> None:
     1 / t at a distance t from an end where q falls to zero as t does.
     """
     for name, site in latent_sites(drawn).items():
-        support = site["fn"].support
+        support = site["fn"].support if knows_support(site["fn"]) else None
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))

@@ -39,8 +39,9 @@ def takes_particles(model: Model, guide: Guide, batch: Batch, dim: int) -> bool:
     try:
         alone = trace_pair(model, guide, batch, dim=None)
         together = trace_pair(model, guide, batch, 2, dim=dim)
-        conditional = any(Mark.of(site).conditional for site in sample_sites(alone[1]).values())
-        compare = _same_model if conditional else _same_pair
+        marks = [Mark.of(site) for site in sample_sites(alone[1]).values()]
+        moving = any(mark.conditional or mark.weightless for mark in marks)
+        compare = _same_model if moving else _same_pair
         return all(compare(model, guide, batch, alone[1], together, k, dim) for k in range(2))
     except Exception:  # noqa: BLE001 -- whatever the user's networks raise
         return False

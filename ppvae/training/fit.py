@@ -241,7 +241,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def _epoch(
-    svi: SVI, batches: Iterable[Batch], patience: int | None, *, first: bool, check: bool
+    svi: SVI, batches: Iterable[Batch], patience: int | None, *, first: bool, check: bool = True
 ) -> dict[str, float]:
     """Train for one epoch, and return the means of the loss and its terms over the data."""
     start = Snapshot(svi, batches)

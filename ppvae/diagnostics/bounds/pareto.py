@@ -149,7 +149,8 @@ def _spread(weights: np.ndarray) -> np.ndarray:
     values, counts = np.unique(weights[weights > 0], return_counts=True)
     zeros = len(weights) - counts.sum()
     ranks = zeros + np.concatenate([[0], counts.cumsum()])
-    edges = np.log(np.concatenate([[values[0] / 2], values]))  # the smallest has none below
+    logs = np.log(values)
+    edges = np.concatenate([[logs[0] - np.log(2)], logs])  # the smallest has none below
     spread = np.exp(np.interp(np.arange(1, len(weights) + 1), ranks, edges))
     spread[:zeros] = 0.0
     return spread

@@ -44,6 +44,7 @@ def tail_error(tail: Tail) -> Tensor:
     columns = ENTRIES // REPETITIONS
     parts = torch.arange(len(tail.k)).split(columns)
     errors = torch.cat([_error(tail, some, numbers) for some in parts])
+    errors = errors.nan_to_num(nan=torch.inf)  # of tails whose weights are all but nothing
     return torch.where(tail.fitted, errors, 0.0)
 
 
@@ -141,7 +142,7 @@ def _error(tail: Tail, some: Tensor, numbers: _Numbers) -> Tensor:
 
 def _excess(k: Tensor, scale: Tensor, numbers: _Numbers) -> Tensor:
     """Return the sums of what tails' draws exceed the cutoff by, (B, n), between grid points."""
-    place = (k - SMALLEST_K) / (LARGEST_K - SMALLEST_K) * (GRID - 1)
+    place = (k.nan_to_num(0.0) - SMALLEST_K) / (LARGEST_K - SMALLEST_K) * (GRID - 1)
     left = place.long().clamp(max=GRID - 2)
     low, high = (numbers.log_excess.gather(1, index) for index in (left, left + 1))
     return scale * torch.lerp(low, high, place - left).exp()

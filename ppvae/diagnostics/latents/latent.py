@@ -98,12 +98,12 @@ def aggregate_posterior(
         runs = [trace_pair(model, guide, batch, dim=None) for _ in range(num_particles)]
     refuse_weightless(runs[0][1])
     passes = [Terms(*traces, one) for traces in runs]
+    own = torch.cat([terms.log_guide for terms in passes]).flatten()
+    prior = torch.cat([terms.log_prior for terms in passes]).flatten()
     draws = {
         name: torch.cat([guide_trace.nodes[name]["value"] for _, guide_trace in runs])
         for name in latent_sites(runs[0][0])
     }
-    own = torch.cat([terms.log_guide for terms in passes]).flatten()
-    prior = torch.cat([terms.log_prior for terms in passes]).flatten()
     aggregate = log_mean_exp(pairwise_log_density(guide, batch, draws).T)  # (K N,)
     splits = {
         "kl": own - prior,
