@@ -70,9 +70,7 @@ def number(loss):
 
 SHORT = [pair for pair in PAIRS if pair.steady]
 PATHWISE = [pair for pair in SHORT if pair.pathwise]
-WEIGHED = [
-    pair for pair in SHORT if pair.unmarked and pair.density
-]  # IWELBO refuses the others in training
+WEIGHED = [p for p in SHORT if p.unmarked and p.density]  # IWELBO refuses the others
 
 
 # Which bound is which
