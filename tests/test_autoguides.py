@@ -471,7 +471,7 @@ def test_the_evidence_of_positive_latents_of_each_datum():
         )
         error = float(found.standard_error[n])
         assert float(found.log_evidence[n]) == pytest.approx(exact, abs=4 * error)
-        assert error < 0.25  # the tails are heavy
+        assert error < 0.5  # the tails are heavy
 
 
 def test_the_mean_field_elbo_knows_the_volume():

@@ -194,7 +194,11 @@ class Objective(nn.Module, Trace_ELBO):
 
     def differentiable_loss(self, model: Model, guide: Guide, batch: Batch) -> Tensor:
         """Return the loss summed over the batch, 0-d, to call backward on."""
-        model_trace, guide_trace = self._traces(model, guide, batch)
+        try:
+            model_trace, guide_trace = self._traces(model, guide, batch)
+        except Exception:
+            self._look(model, guide, batch)  # which may know why, in words
+            raise
         self._look(model, guide, batch, model_trace, guide_trace)
         terms = Terms(
             model_trace, guide_trace, torch.Size((self.num_particles, batch_size(batch)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppvae.divergences import kl_per_coordinate
 from ppvae.objectives.base import Objective, Terms
-from ppvae.weights import latent_sites
+from ppvae.weights import latent_sites, log_prob_of, per_datum
 
 __all__ = ["BetaELBO", "PenalizedELBO", "cosine", "cyclical", "warmup"]
 
@@ -91,6 +91,7 @@ class BetaELBO(Objective):
         total = -terms.log_factor.mean()
         for name, site in latent_sites(terms.model_trace).items():
             q = terms.guide_trace.nodes[name]
+            per_datum(name, log_prob_of(site), terms.shape)  # raises where data share the latent
             kl = kl_per_coordinate(q["fn"], site["fn"])  # (..., N, D)
             if isinstance(q["mask"], Tensor):  # a latent that is missing from some data
                 kl = torch.where(q["mask"].unsqueeze(-1), kl, 0.0)
