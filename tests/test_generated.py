@@ -27,8 +27,8 @@ MANY = 3000  # particles of an ELBO, whose draws vary more
 DRAWS = 200  # toward ArviZ
 REFERENCE = 20000  # draws
 ONE_BY_ONE = {"axis of the model", "column", "enumerated", "own subset", "imputed", "missing"}
-EXAMPLES = {"none": 40, "factor": 6, "axis of the model": 2}
-OTHERS = 4  # of every other twist
+EXAMPLES = {"none": 48, "factor": 10, "axis of the model": 2}
+OTHERS = 5  # of every other twist
 
 ELBOS = {
     "Trace_ELBO": partial(Trace_ELBO, vectorize_particles=True),
