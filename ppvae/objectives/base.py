@@ -3,6 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from operator import is_
+from weakref import ref
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -177,7 +179,7 @@ class Objective(nn.Module, Trace_ELBO):
             self, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True
         )
         self.record: dict[str, Tensor] = {}
-        self._looked_at: tuple[int, ...] = ()  # the sides of the last pair that was looked at
+        self._looked_at: tuple[ref, ...] = ()  # the sides of the last pair that was looked at
 
     __call__ = ELBO.__call__  # like any Pyro ELBO: `BetaELBO()(model, guide)` is a module
 
@@ -231,8 +233,9 @@ class Objective(nn.Module, Trace_ELBO):
             PairError: Naming site and mend; where several particles go another way than one, the
                 network's.
         """
-        known = tuple(id(module_of(side) or side) for side in (model, guide))
-        if not is_validation_enabled() or self._looked_at == known:
+        sides = [module_of(side) or side for side in (model, guide)]
+        last = [reference() for reference in self._looked_at]
+        if not is_validation_enabled() or (last and all(map(is_, last, sides))):
             return
         record = read(*traces, batch_size(batch)) if traces else None
         with evaluating(model, guide), forked_streams():
@@ -244,7 +247,7 @@ class Objective(nn.Module, Trace_ELBO):
             require_trainable(record, enumerating=False)
             self._require_sites(record)
             self._require_particles(model, guide, batch, record)
-        self._looked_at = known
+        self._looked_at = tuple(map(ref, sides))
 
     def _require_particles(self, model: Model, guide: Guide, batch: Batch, record: Record) -> None:
         if self.num_particles == 1 or record.joint:
